@@ -1,0 +1,212 @@
+// binarymos bench: figures, each with the machine and the commit it is from.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/engine_bench.h"
+#include "bench/load_client.h"
+#include "bench/scheduler_bench.h"
+#include "bench/serve_bench.h"
+#include "bench/workload.h"
+#include "cli/command.h"
+#include "engine/engine.h"
+#include "engine/synthesize.h"
+
+namespace binarymos {
+namespace {
+
+struct BenchOptions {
+  EngineOptions engine;
+  std::string shape;   // synthesize one, if no model is given
+  std::string server;  // of `load`
+  Workload workload;
+  std::vector<int> streams = {1, 16};
+  std::vector<int> running = {16, 64, 256};
+  int waiting = 1024;
+  int steps = 1000;
+  int repeats = 5;
+  bool json = false;
+};
+
+// A directory that is removed when the benchmark ends.
+class TemporaryModel {
+ public:
+  ~TemporaryModel() {
+    std::error_code ignored;
+    if (!dir_.empty()) std::filesystem::remove_all(dir_, ignored);
+  }
+  // Path of a random model of this shape.
+  absl::StatusOr<std::string> Create(const std::string& shape) {
+    std::string name =
+        (std::filesystem::temp_directory_path() / "binarymos-XXXXXX").string();
+    if (mkdtemp(name.data()) == nullptr) {
+      return absl::UnavailableError("cannot create a temporary directory");
+    }
+    dir_ = name;
+    auto parameters = SyntheticShapeByName(shape);
+    if (!parameters.ok()) return parameters.status();
+    std::string model = name + "/model";
+    const absl::Status status = SynthesizeModel(model, *parameters, /*seed=*/0);
+    if (!status.ok()) return status;
+    return model;
+  }
+
+ private:
+  std::string dir_;
+};
+
+// Fills in engine.model_dir, from a synthesized model if none was given.
+absl::Status PrepareModel(BenchOptions& options, TemporaryModel& temporary) {
+  if (!options.engine.model_dir.empty()) return absl::OkStatus();
+  auto model = temporary.Create(options.shape);
+  if (!model.ok()) return model.status();
+  options.engine.model_dir = *model;
+  return absl::OkStatus();
+}
+
+int RunEngine(BenchOptions& options) {
+  TemporaryModel temporary;
+  if (auto status = PrepareModel(options, temporary); !status.ok()) {
+    return Fail(status);
+  }
+  auto engine = Engine::Load(options.engine);
+  if (!engine.ok()) return Fail(engine.status());
+  std::printf("%s; %s\n", MachineDescription().c_str(),
+              (*engine)->info().device.c_str());
+  std::printf("%8s %12s %12s %12s\n", "streams", "tokens/s", "ITL p50 ms",
+              "TTFT p50 ms");
+  for (const int streams : options.streams) {
+    options.workload.streams = streams;
+    std::vector<double> rates, intervals, first;
+    for (int i = 0; i < options.repeats; ++i) {
+      auto run = RunOnEngine(**engine, options.workload);
+      if (!run.ok()) return Fail(run.status());
+      rates.push_back(run->tokens_per_second());
+      intervals.push_back(Quantile(run->itl_seconds, 0.5));
+      first.push_back(Quantile(run->ttft_seconds, 0.5));
+    }
+    std::printf("%8d %12.1f %12.3f %12.3f\n", streams, Quantile(rates, 0.5),
+                1e3 * Quantile(intervals, 0.5), 1e3 * Quantile(first, 0.5));
+  }
+  return kExitOk;
+}
+
+int RunServe(BenchOptions& options) {
+  TemporaryModel temporary;
+  if (auto status = PrepareModel(options, temporary); !status.ok()) {
+    return Fail(status);
+  }
+  ServeBenchOptions serve{options.engine, options.streams,
+                          options.workload.prompt_tokens,
+                          options.workload.output_tokens, options.repeats};
+  auto rows = RunServeBench(serve);
+  if (!rows.ok()) return Fail(rows.status());
+  std::printf("%s; medians of %d alternating runs\n",
+              MachineDescription().c_str(), options.repeats);
+  std::printf("%8s %12s %12s %8s %14s %14s %12s %12s\n", "streams",
+              "engine tok/s", "serve tok/s", "ratio", "engine us/tok",
+              "serve us/tok", "ITL p50 ms", "ITL p99 ms");
+  for (const ServeBenchRow& row : *rows) {
+    std::printf("%8d %12.1f %12.1f %7.1f%% %14.1f %14.1f %12.3f %12.3f\n",
+                row.streams, row.engine_tokens_per_second,
+                row.serve_tokens_per_second, 100 * row.ratio(),
+                1e6 * row.engine_cpu_per_token, 1e6 * row.serve_cpu_per_token,
+                1e3 * row.serve_itl_p50, 1e3 * row.serve_itl_p99);
+  }
+  return kExitOk;
+}
+
+int RunLoad(const BenchOptions& options) {
+  const auto run = RunOnServer(options.server, options.workload);
+  if (!run.ok()) return Fail(run.status());
+  if (options.json) {
+    std::printf("%s\n", ToJson(*run).c_str());
+    return kExitOk;
+  }
+  std::printf("%d streams, %lld tokens, %.2f s: %.1f tokens/s\n",
+              options.workload.streams, static_cast<long long>(run->num_tokens),
+              run->wall_seconds, run->tokens_per_second());
+  for (const double quantile : {0.5, 0.95, 0.99}) {
+    std::printf("p%.0f: TTFT %.2f ms, ITL %.3f ms\n", 100 * quantile,
+                1e3 * Quantile(run->ttft_seconds, quantile),
+                1e3 * Quantile(run->itl_seconds, quantile));
+  }
+  return kExitOk;
+}
+
+int RunScheduler(const BenchOptions& options) {
+  std::printf("%s\n%8s %8s %8s %12s %12s\n", MachineDescription().c_str(),
+              "running", "waiting", "steps", "median us", "p99 us");
+  for (const int running : options.running) {
+    const SchedulerBenchRow row =
+        BenchScheduler(running, options.waiting, options.steps);
+    std::printf("%8d %8d %8d %12.2f %12.2f\n", row.num_running, row.num_waiting,
+                row.num_steps, row.median_us, row.p99_us);
+  }
+  return kExitOk;
+}
+
+void AddEngineFlags(CLI::App& app, BenchOptions& options) {
+  app.add_option("--model", options.engine.model_dir, "Model directory");
+  app.add_option("--shape", options.shape,
+                 "Without --model: random weights, tiny, 1b or 7b")
+      ->default_val("tiny");
+  app.add_option("--device", options.engine.device, "auto, cpu, cuda[:n]");
+  app.add_option("--threads", options.engine.num_threads,
+                 "CPU threads; 0: all");
+}
+
+void AddWorkloadFlags(CLI::App& app, BenchOptions& options) {
+  app.add_option("--prompt-tokens", options.workload.prompt_tokens)
+      ->check(CLI::PositiveNumber);
+  app.add_option("--output-tokens", options.workload.output_tokens)
+      ->check(CLI::PositiveNumber);
+}
+
+}  // namespace
+
+Command AddBenchCommand(CLI::App& app) {
+  CLI::App* bench = app.add_subcommand("bench", "Measure");
+  bench->require_subcommand(1);
+  auto options = std::make_shared<BenchOptions>();
+
+  CLI::App* engine =
+      bench->add_subcommand("engine", "The serving loop without a server");
+  CLI::App* serve = bench->add_subcommand(
+      "serve", "The same workload in process and through gRPC, alternating");
+  for (CLI::App* each : {engine, serve}) {
+    AddEngineFlags(*each, *options);
+    AddWorkloadFlags(*each, *options);
+    each->add_option("--streams", options->streams, "One row for each number")
+        ->check(CLI::PositiveNumber);
+    each->add_option("--repeats", options->repeats)->check(CLI::PositiveNumber);
+  }
+
+  CLI::App* load =
+      bench->add_subcommand("load", "Load a running server with streams");
+  load->add_option("--server", options->server)->default_val("127.0.0.1:9000");
+  load->add_option("--streams", options->workload.streams)
+      ->check(CLI::PositiveNumber);
+  AddWorkloadFlags(*load, *options);
+  load->add_flag("--json", options->json);
+
+  CLI::App* scheduler = bench->add_subcommand(
+      "scheduler", "Schedule and Commit around a runner that costs nothing");
+  scheduler->add_option("--running", options->running)
+      ->check(CLI::PositiveNumber);
+  scheduler->add_option("--waiting", options->waiting)
+      ->check(CLI::NonNegativeNumber);
+  scheduler->add_option("--steps", options->steps)->check(CLI::PositiveNumber);
+
+  return {bench, [=] {
+            if (engine->parsed()) return RunEngine(*options);
+            if (serve->parsed()) return RunServe(*options);
+            if (load->parsed()) return RunLoad(*options);
+            return RunScheduler(*options);
+          }};
+}
+
+}  // namespace binarymos

@@ -1,0 +1,154 @@
+// Everything a model needs from a device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/backend/batch_view.h"
+#include "engine/backend/linear_tensors.h"
+#include "engine/core/tensor.h"
+
+namespace binarymos {
+
+// A linear layer's weights in the layout that the backend's kernels want.
+// Created by Backend::Pack; usable with that backend only.
+class PackedLinear {
+ public:
+  virtual ~PackedLinear() = default;
+
+  LinearKind kind() const { return kind_; }
+  int64_t in_features() const { return in_features_; }
+  int64_t out_features() const { return out_features_; }
+  int num_experts() const { return num_experts_; }  // 0 without a router
+
+  // Device memory held, padding and tables included.
+  virtual size_t bytes() const = 0;
+
+ protected:
+  PackedLinear(LinearKind kind, int64_t in_features, int64_t out_features,
+               int num_experts)
+      : kind_(kind),
+        in_features_(in_features),
+        out_features_(out_features),
+        num_experts_(num_experts) {}
+
+ private:
+  LinearKind kind_;
+  int64_t in_features_;
+  int64_t out_features_;
+  int num_experts_;
+};
+
+// The KV cache of one layer, paged. Element (block, head, offset, d) holds the
+// rotated key / the value of the position that a block table maps there.
+struct KvLayer {
+  TensorView keys;    // [num_blocks, num_kv_heads, kBlockSize, head_dim]
+  TensorView values;  // same; f16, or f32 for comparisons
+};
+
+// cos and sin of the rotation angles, fixed at load.
+struct RopeTable {
+  ConstTensorView cos;  // [max_model_len, head_dim / 2] f32
+  ConstTensorView sin;  // same
+};
+
+// Shape of the attention of a model.
+struct AttentionShape {
+  int num_heads = 0;
+  int num_kv_heads = 0;  // divides num_heads
+  int head_dim = 0;
+};
+
+// A device with its kernels and memory. Owned by the Engine; after loading,
+// confined to the serving-loop thread. Activations are f32. Operations are
+// enqueued in order and may return before they ran; views must stay valid until
+// EndStep. Arithmetic is the canonical one (DESIGN section 6): a row's result
+// does not depend on the other rows, on threads or on tiling.
+//
+// Loading can fail for want of memory and says so. An operation can fail only
+// with the device; such errors surface in EndStep and are final.
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // For people: "cpu (avx2, 2 threads)".
+  virtual std::string description() const = 0;
+
+  // --- Memory --------------------------------------------------------------
+
+  // Zeroed device memory. RESOURCE_EXHAUSTED if there is none.
+  virtual absl::StatusOr<Tensor> Allocate(DType dtype, Shape shape) = 0;
+  // A copy on the device of a host tensor.
+  virtual absl::StatusOr<Tensor> Upload(const ConstTensorView& host) = 0;
+  // Repacks a linear layer; `tensors` is not needed afterwards.
+  virtual absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(
+      const LinearTensors& tensors) = 0;
+  // Bytes that can still be allocated: free device memory, or what the host
+  // (its cgroup) leaves to this process.
+  virtual absl::StatusOr<size_t> AvailableMemory() const = 0;
+  // Sizes the workspaces so that no step of this size allocates.
+  virtual absl::Status Reserve(int max_tokens, int max_logit_rows) = 0;
+
+  // --- One step ------------------------------------------------------------
+
+  // Starts a step; `batch` is valid until EndStep.
+  virtual void BeginStep(const BatchView& batch) = 0;
+  // Waits until every operation since BeginStep has run. UNAVAILABLE or
+  // INTERNAL if the device failed.
+  virtual absl::Status EndStep() = 0;
+  // Copies f32 from the device; may be called between BeginStep and EndStep and
+  // waits for the operations that write `tensor`.
+  virtual absl::Status ReadBack(const ConstTensorView& tensor,
+                                std::span<float> host) = 0;
+  // Sets every byte to zero.
+  virtual void Zero(const TensorView& tensor) = 0;
+
+  // out[t] = table[batch.tokens[t]], table [vocab, hidden] a Float16 linear.
+  // out: [num_tokens, hidden] f32.
+  virtual void Embed(const PackedLinear& table, const TensorView& out) = 0;
+
+  // out = x / sqrt(mean(x²) + eps) ⊙ weight, per row.
+  // x, out: [rows, hidden] f32 (may be the same); weight: [hidden] f16.
+  virtual void RmsNorm(const ConstTensorView& x, const ConstTensorView& weight,
+                       float eps, const TensorView& out) = 0;
+
+  enum class Output { kStore, kAccumulate };  // y = ..., y += ...
+  // y = linear(x). x: [rows, in] f32; y: [rows, out] f32, not overlapping x.
+  // If `gate_sums` is present, the gates are added to it, summed over rows:
+  // [num_experts] f32.
+  virtual void Linear(const PackedLinear& linear, const ConstTensorView& x,
+                      Output output, const TensorView& y,
+                      const TensorView& gate_sums) = 0;
+
+  // Rotates q and k by their positions (pairs (d, d + head_dim / 2), as Hugging
+  // Face lays LLaMA out) and writes k and v to the cache at batch.kv_slots.
+  // q: [num_tokens, num_heads * head_dim] f32, in place;
+  // k: [num_tokens, num_kv_heads * head_dim] f32, in place; v: same shape.
+  virtual void RopeAndWriteKv(const AttentionShape& shape,
+                              const RopeTable& rope, const TensorView& q,
+                              const TensorView& k, const ConstTensorView& v,
+                              const KvLayer& kv) = 0;
+
+  // Causal attention of every query over its sequence's cached positions
+  // [0, position]; scale 1 / sqrt(head_dim).
+  // q, out: [num_tokens, num_heads * head_dim] f32.
+  virtual void Attention(const AttentionShape& shape, const ConstTensorView& q,
+                         const KvLayer& kv, const TensorView& out) = 0;
+
+  // out = gate / (1 + exp(-gate)) ⊙ up. All [rows, intermediate] f32; out may
+  // be gate.
+  virtual void SwiGlu(const ConstTensorView& gate, const ConstTensorView& up,
+                      const TensorView& out) = 0;
+
+  // out[r] = x[batch.logit_rows[r]]. x: [num_tokens, hidden] f32;
+  // out: [num_logit_rows, hidden] f32.
+  virtual void GatherLogitRows(const ConstTensorView& x,
+                               const TensorView& out) = 0;
+};
+
+}  // namespace binarymos

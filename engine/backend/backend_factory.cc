@@ -1,0 +1,107 @@
+#include "engine/backend/backend_factory.h"
+
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "engine/backend/cpu_backend.h"
+#include "engine/backend/cuda_backend.h"
+#include "engine/backend/host_resources.h"
+#include "engine/backend/reference_backend.h"
+#include "engine/kernels/cpu/cpu_kernels.h"
+
+namespace binarymos {
+namespace {
+
+using BackendOr = absl::StatusOr<std::unique_ptr<Backend>>;
+
+constexpr int kMaxThreads = 1024;
+constexpr int kCpuActivationBits = 14;
+
+absl::Status Validate(const BackendOptions& options) {
+  if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_threads is ", options.num_threads,
+                     "; it must be 0 (automatic) to ", kMaxThreads));
+  }
+  switch (options.activation_bits) {
+    case 0:
+    case 8:
+    case 12:
+    case 14:
+    case 16:
+      return absl::OkStatus();
+    default:
+      return absl::InvalidArgumentError(
+          absl::StrCat("activation_bits is ", options.activation_bits,
+                       "; it must be 0 (the device's default), 8, 12, 14 or "
+                       "16"));
+  }
+}
+
+BackendOr CreateReferenceBackend(const BackendOptions& options) {
+  if (options.activation_bits != 0) {
+    return absl::InvalidArgumentError(
+        "activation_bits must be 0 with cpu_kernels=reference, which does not "
+        "quantize activations");
+  }
+  return std::make_unique<ReferenceBackend>();
+}
+
+BackendOr CreateCpuBackend(const BackendOptions& options) {
+  const std::string& kernels = options.cpu_kernels;
+  if (kernels == "reference") return CreateReferenceBackend(options);
+  if (kernels != "auto" && kernels != "avx2" && kernels != "portable") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cpu_kernels is \"", kernels,
+                     "\"; it must be auto, avx2, portable or reference"));
+  }
+  const cpu::CpuKernels* avx2 = cpu::Avx2Kernels();
+  if (kernels == "avx2" && avx2 == nullptr) {
+    return absl::UnavailableError(
+        "cpu_kernels=avx2, but this CPU lacks AVX2, FMA or F16C; use auto");
+  }
+  const bool use_avx2 = avx2 != nullptr && kernels != "portable";
+  return std::make_unique<CpuBackend>(CpuBackendOptions{
+      .num_threads =
+          options.num_threads > 0 ? options.num_threads : UsableCpus(),
+      .kernels = use_avx2 ? avx2 : &cpu::PortableKernels(),
+      .binary_mos =
+          use_avx2 ? cpu::BinaryMosPath::kAvx2 : cpu::BinaryMosPath::kPortable,
+      .activation_bits = options.activation_bits > 0 ? options.activation_bits
+                                                     : kCpuActivationBits});
+}
+
+}  // namespace
+
+BackendOr CreateBackend(const BackendOptions& options) {
+  if (absl::Status status = Validate(options); !status.ok()) return status;
+  if (options.device == "cpu") return CreateCpuBackend(options);
+  if (options.device == "auto") {
+    // Asking for CPU kernels is asking for the CPU.
+    if (options.cpu_kernels != "auto") return CreateCpuBackend(options);
+    BackendOr cuda = CreateCudaBackend(0, options.activation_bits);
+    return absl::IsUnavailable(cuda.status()) ? CreateCpuBackend(options)
+                                              : std::move(cuda);
+  }
+  absl::string_view ordinal_text = options.device;
+  int ordinal = 0;
+  if (options.device != "cuda" &&
+      (!absl::ConsumePrefix(&ordinal_text, "cuda:") ||
+       !absl::SimpleAtoi(ordinal_text, &ordinal) || ordinal < 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("device is \"", options.device,
+                     "\"; it must be auto, cpu, cuda or cuda:<number>"));
+  }
+  if (options.cpu_kernels != "auto") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cpu_kernels=", options.cpu_kernels,
+                     " has no meaning with device=", options.device));
+  }
+  return CreateCudaBackend(ordinal, options.activation_bits);
+}
+
+}  // namespace binarymos

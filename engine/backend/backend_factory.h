@@ -1,0 +1,32 @@
+// Chooses a device.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "engine/backend/backend.h"
+
+namespace binarymos {
+
+struct BackendOptions {
+  // "auto" (CUDA if there is a usable device, else CPU), "cpu", "cuda",
+  // "cuda:<n>".
+  std::string device = "auto";
+  // CPU threads, the serving loop's own included; 0: as many as the process may
+  // use (affinity and cgroup quota).
+  int num_threads = 0;
+  // CPU instruction set: "auto", "avx2", "portable", or "reference" (the
+  // double-precision oracle, slow). Results of the first three are the same.
+  std::string cpu_kernels = "auto";
+  // Bits of a scaled activation inside a binary linear: 8, 12, 14 or 16.
+  // 0: the device's default (CPU 14, CUDA 16).
+  int activation_bits = 0;
+};
+
+// INVALID_ARGUMENT for a value that is not in the lists above; UNAVAILABLE if
+// the device asked for is not there or not built in.
+absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(
+    const BackendOptions& options);
+
+}  // namespace binarymos

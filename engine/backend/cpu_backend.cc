@@ -1,0 +1,245 @@
+#include "engine/backend/cpu_backend.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "engine/api/types.h"
+#include "engine/core/check.h"
+#include "engine/kernels/cpu/float16_linear.h"
+#include "engine/kernels/cpu/rms_norm.h"
+#include "engine/kernels/cpu/rope.h"
+#include "engine/kernels/cpu/rows.h"
+#include "engine/kernels/cpu/swiglu.h"
+
+namespace binarymos {
+namespace {
+
+static_assert(kBlockSize == cpu::kKvPage);
+
+class CpuFloat16Linear : public PackedLinear {
+ public:
+  CpuFloat16Linear(const LinearTensors& tensors, Tensor weight, Tensor bias)
+      : PackedLinear(LinearKind::kFloat16, tensors.in_features,
+                     tensors.out_features, 0),
+        weight_(std::move(weight)),
+        bias_(std::move(bias)) {}
+
+  size_t bytes() const override { return weight_.bytes() + bias_.bytes(); }
+  const uint16_t* weight() const {
+    return static_cast<const uint16_t*>(weight_.view().data);
+  }
+  const uint16_t* bias() const {  // null if absent
+    return static_cast<const uint16_t*>(bias_.view().data);
+  }
+
+ private:
+  Tensor weight_;
+  Tensor bias_;
+};
+
+class CpuBinaryMosLinear : public PackedLinear {
+ public:
+  explicit CpuBinaryMosLinear(cpu::PackedBinaryMos packed)
+      : PackedLinear(LinearKind::kBinaryMos, packed.in_features(),
+                     packed.out_features(),
+                     packed.has_gate() ? packed.num_experts() : 0),
+        packed_(std::move(packed)) {}
+
+  size_t bytes() const override { return packed_.bytes(); }
+  const cpu::PackedBinaryMos& packed() const { return packed_; }
+
+ private:
+  cpu::PackedBinaryMos packed_;
+};
+
+const CpuFloat16Linear& AsFloat16(const PackedLinear& linear) {
+  BINARYMOS_CHECK(linear.kind() == LinearKind::kFloat16);
+  return static_cast<const CpuFloat16Linear&>(linear);
+}
+
+const CpuBinaryMosLinear& AsBinaryMos(const PackedLinear& linear) {
+  BINARYMOS_CHECK(linear.kind() == LinearKind::kBinaryMos);
+  return static_cast<const CpuBinaryMosLinear&>(linear);
+}
+
+const uint16_t* Halves(const ConstTensorView& tensor) {
+  BINARYMOS_CHECK(tensor.dtype == DType::kF16) << Name(tensor.dtype);
+  return tensor.span<uint16_t>().data();
+}
+
+bool IsF16(const KvLayer& kv) {
+  BINARYMOS_CHECK(kv.keys.dtype == kv.values.dtype);
+  BINARYMOS_CHECK(kv.keys.dtype == DType::kF16 || kv.keys.dtype == DType::kF32);
+  return kv.keys.dtype == DType::kF16;
+}
+
+}  // namespace
+
+CpuBackend::CpuBackend(const CpuBackendOptions& options)
+    : options_(options), pool_(options.num_threads) {
+  BINARYMOS_CHECK(options.kernels != nullptr);
+}
+
+std::string CpuBackend::description() const {
+  const int threads = pool_.num_threads();
+  return absl::StrCat("cpu (", options_.kernels->name, ", ", threads,
+                      threads == 1 ? " thread)" : " threads)");
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::Pack(
+    const LinearTensors& tensors) {
+  switch (tensors.kind) {
+    case LinearKind::kFloat16:
+      return PackFloat16(tensors);
+    case LinearKind::kBinaryMos:
+      return PackBinaryMos(tensors);
+  }
+  return absl::InternalError("unknown kind of linear layer");
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::PackFloat16(
+    const LinearTensors& tensors) {
+  absl::StatusOr<Tensor> weight = Upload(tensors.weight);
+  if (!weight.ok()) return weight.status();
+  absl::StatusOr<Tensor> bias = Tensor();
+  if (tensors.bias) bias = Upload(tensors.bias);
+  if (!bias.ok()) return bias.status();
+  return std::make_unique<CpuFloat16Linear>(tensors, *std::move(weight),
+                                            *std::move(bias));
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::PackBinaryMos(
+    const LinearTensors& tensors) {
+  absl::StatusOr<cpu::PackedBinaryMos> packed =
+      cpu::PackedBinaryMos::Pack({.sign = tensors.sign,
+                                  .gate = tensors.gate,
+                                  .in_scale = tensors.in_scale,
+                                  .out_scale = tensors.out_scale,
+                                  .bias = tensors.bias});
+  if (!packed.ok()) return packed.status();
+  max_in_features_ = std::max(max_in_features_, packed->in_features());
+  if (absl::Status status = ReserveRows(reserved_rows_); !status.ok()) {
+    return status;
+  }
+  return std::make_unique<CpuBinaryMosLinear>(*std::move(packed));
+}
+
+absl::Status CpuBackend::Reserve(int max_tokens, int max_logit_rows) {
+  return ReserveRows(std::max(max_tokens, max_logit_rows));
+}
+
+absl::Status CpuBackend::ReserveRows(int64_t rows) {
+  reserved_rows_ = std::max(reserved_rows_, rows);
+  if (reserved_rows_ == 0 || max_in_features_ == 0) return absl::OkStatus();
+  return workspace_.Reserve(reserved_rows_, max_in_features_);
+}
+
+void CpuBackend::Embed(const PackedLinear& table, const TensorView& out) {
+  const CpuFloat16Linear& float16 = AsFloat16(table);
+  BINARYMOS_CHECK(out.shape ==
+                  (Shape{batch().num_tokens(), table.in_features()}));
+  cpu::Embed(context(), float16.weight(), table.out_features(),
+             table.in_features(), batch().tokens, Floats(out));
+}
+
+void CpuBackend::RmsNorm(const ConstTensorView& x,
+                         const ConstTensorView& weight, float eps,
+                         const TensorView& out) {
+  BINARYMOS_CHECK(out.shape == x.shape);
+  BINARYMOS_CHECK_EQ(weight.shape[0], x.shape[1]);
+  cpu::RmsNorm(context(), Floats(x), Halves(weight), eps, x.shape[0],
+               x.shape[1], Floats(out));
+}
+
+void CpuBackend::Linear(const PackedLinear& linear, const ConstTensorView& x,
+                        Output output, const TensorView& y,
+                        const TensorView& gate_sums) {
+  const int64_t rows = x.shape[0];
+  BINARYMOS_CHECK_EQ(x.shape[1], linear.in_features());
+  BINARYMOS_CHECK(y.shape == (Shape{rows, linear.out_features()}));
+  if (rows == 0) return;
+  if (linear.kind() == LinearKind::kFloat16) {
+    const CpuFloat16Linear& float16 = AsFloat16(linear);
+    return cpu::Float16Linear(context(),
+                              {.weight = float16.weight(),
+                               .bias = float16.bias(),
+                               .in = linear.in_features(),
+                               .out = linear.out_features(),
+                               .x = Floats(x),
+                               .rows = rows,
+                               .accumulate = output == Output::kAccumulate,
+                               .y = Floats(y)});
+  }
+  if (rows > reserved_rows_) {
+    if (absl::Status status = ReserveRows(rows); !status.ok()) {
+      return Fail(status);
+    }
+  }
+  const bool sum_gates = gate_sums && linear.num_experts() > 0;
+  if (sum_gates) {
+    BINARYMOS_CHECK_EQ(gate_sums.shape[0], linear.num_experts());
+  }
+  cpu::RunBinaryMos(AsBinaryMos(linear).packed(),
+                    {.x = Floats(x),
+                     .y = Floats(y),
+                     .rows = rows,
+                     .accumulate = output == Output::kAccumulate,
+                     .gate_sums = sum_gates ? Floats(gate_sums) : nullptr,
+                     .activation_bits = options_.activation_bits,
+                     .path = options_.binary_mos},
+                    workspace_, pool_);
+}
+
+void CpuBackend::RopeAndWriteKv(const AttentionShape& shape,
+                                const RopeTable& rope, const TensorView& q,
+                                const TensorView& k, const ConstTensorView& v,
+                                const KvLayer& kv) {
+  cpu::RopeAndWriteKv(context(), {.num_heads = shape.num_heads,
+                                  .num_kv_heads = shape.num_kv_heads,
+                                  .head_dim = shape.head_dim,
+                                  .positions = batch().positions,
+                                  .kv_slots = batch().kv_slots,
+                                  .cos = Floats(rope.cos),
+                                  .sin = Floats(rope.sin),
+                                  .q = Floats(q),
+                                  .k = Floats(k),
+                                  .v = Floats(v),
+                                  .keys = kv.keys.data,
+                                  .values = kv.values.data,
+                                  .kv_f16 = IsF16(kv)});
+}
+
+void CpuBackend::Attention(const AttentionShape& shape,
+                           const ConstTensorView& q, const KvLayer& kv,
+                           const TensorView& out) {
+  attention_.Run(context(), {.num_heads = shape.num_heads,
+                             .num_kv_heads = shape.num_kv_heads,
+                             .head_dim = shape.head_dim,
+                             .positions = batch().positions,
+                             .query_starts = batch().query_starts,
+                             .block_tables = batch().block_tables,
+                             .block_table_starts = batch().block_table_starts,
+                             .q = Floats(q),
+                             .keys = kv.keys.data,
+                             .values = kv.values.data,
+                             .kv_f16 = IsF16(kv),
+                             .out = Floats(out)});
+}
+
+void CpuBackend::SwiGlu(const ConstTensorView& gate, const ConstTensorView& up,
+                        const TensorView& out) {
+  BINARYMOS_CHECK(gate.shape == up.shape && out.shape == up.shape);
+  cpu::SwiGlu(context(), Floats(gate), Floats(up), gate.shape.num_elements(),
+              Floats(out));
+}
+
+void CpuBackend::GatherLogitRows(const ConstTensorView& x,
+                                 const TensorView& out) {
+  BINARYMOS_CHECK(out.shape == (Shape{batch().num_logit_rows(), x.shape[1]}));
+  cpu::GatherRows(Floats(x), x.shape[0], x.shape[1], batch().logit_rows,
+                  Floats(out));
+}
+
+}  // namespace binarymos

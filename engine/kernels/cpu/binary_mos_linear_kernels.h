@@ -1,0 +1,75 @@
+// Between binary_mos_linear.cc, which hands out the work, and its two
+// instruction sets. Nobody else includes this.
+//
+// Lookup. A pair is eight inputs, two groups of four. For a group q0..q3 the
+// nibble n of signs selects ±q0±q1±q2±q3 = 2 t(n) - (|q0|+|q1|+|q2|+|q3|),
+// where t(n) >= 0 is the sum of the |q| whose sign bit agrees with q's sign.
+// t(n) is kept as bytes: its low kTwoLowBits and the rest (two digits), or,
+// where the rest of two groups could overflow a byte, 6 + 6 + rest (three
+// digits, as always with 16 bits). A slice's sum is 2 * sum of t - sum of |q|:
+// exact, so the number of digits, tiles and the order of adding do not matter.
+//
+// Signs. Rows are padded to a multiple of 64 and cut into blocks of 32 and
+// strips of 4 blocks (the last strip may have 2). In memory:
+//   [strip][slice of 256 inputs][block][pair, 32 of them][row position, 32]
+// one byte each, the checkpoint's own: low nibble the first group. A strip is
+// thus read front to back. RowPosition() puts rows where widening bytes to
+// 32-bit integers leaves them in order.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/kernels/cpu/binary_mos_linear_layer.h"
+
+namespace binarymos::cpu {
+
+inline constexpr int kSliceInputs = 256;
+inline constexpr int kSliceGroups = kSliceInputs / 4;
+inline constexpr int kSlicePairs = kSliceInputs / 8;
+inline constexpr int kBlockRows = 32;
+inline constexpr int kBlockBytes = kSlicePairs * kBlockRows;  // of one slice
+inline constexpr int kStripBlocks = 4;
+inline constexpr int kStripRows = kStripBlocks * kBlockRows;
+inline constexpr int kSumGroups = 8;  // of slices, in the canonical order
+inline constexpr int kTwoLowBits = 7;
+inline constexpr int kThreeLowBits = 6;
+inline constexpr int kMaxDigits = 3;
+// [group][digit][nibble]
+inline constexpr int kTableBytes = kSliceGroups * kMaxDigits * 16;
+// Tokens that share one pass over the weights.
+inline constexpr int kTileTokens = 32;
+
+// One slice of one token, its table aside.
+struct BinaryMosSlice {
+  float scale;      // m / qmax; 0: nothing to add; NaN: not finite
+  int32_t sum_abs;  // of q
+  int32_t digits;   // 2 or 3
+};
+
+// The tile of tokens in work. Everything lies in the workspace.
+struct BinaryMosTile {
+  int64_t tokens = 0;  // at most kTileTokens
+  const float* x;      // [tokens, in]
+  float* y;            // [tokens, out]
+  bool accumulate;
+  float qmax;
+  float* gates;            // [tokens, kMaxBinaryMosExperts]
+  BinaryMosSlice* slices;  // [num_slices, tokens]
+  uint8_t* tables;         // [num_slices, tokens, kTableBytes]
+};
+
+struct BinaryMosKernels {
+  // Quantizes slices [begin, end) of one token and builds their tables. The
+  // gates are cheap next to that, so every call computes them anew instead of
+  // waiting for another; the one with begin == 0 stores them.
+  void (*prepare)(const BinaryMosLayer& layer, const BinaryMosTile& tile,
+                  int64_t token, int64_t begin, int64_t end);
+  // y of all tokens of the tile, for the rows of one strip.
+  void (*multiply)(const BinaryMosLayer& layer, const BinaryMosTile& tile,
+                   int64_t strip);
+};
+
+const BinaryMosKernels& PortableBinaryMosKernels();
+const BinaryMosKernels& Avx2BinaryMosKernels();  // on x86-64 only
+
+}  // namespace binarymos::cpu

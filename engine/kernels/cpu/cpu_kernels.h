@@ -1,0 +1,89 @@
+// The single-threaded kernels of one instruction set, as a table. Threads and
+// batches are the business of the files named after the operations.
+#pragma once
+
+#include <cstdint>
+
+namespace binarymos::cpu {
+
+// Positions in a page of the KV cache, in a tile of the online softmax and in a
+// split (DESIGN section 6).
+inline constexpr int kKvPage = 16;
+inline constexpr int kAttentionTile = 64;
+inline constexpr int kAttentionSplit = 256;
+
+// Some consecutive output features of y = x Wᵀ + bias.
+struct Float16LinearTile {
+  const float* x = nullptr;  // [rows, in]
+  int64_t rows = 0;
+  int64_t in = 0;
+  const uint16_t* weight = nullptr;  // [outs, in] f16
+  const uint16_t* bias = nullptr;    // [outs] f16 or null
+  int64_t outs = 0;
+  bool accumulate = false;  // y += ... instead of y = ...
+  float* y = nullptr;       // [rows, outs], rows y_stride apart
+  int64_t y_stride = 0;
+};
+
+// A block of queries of one sequence against one split of one KV head. A query
+// row is (token, head of the group that shares the KV head), token-major.
+struct AttentionSplitTask {
+  const float* q = nullptr;  // the group's first head of the first token
+  int64_t q_stride = 0;      // floats from one token to the next
+  const int32_t* positions = nullptr;  // [num_tokens], ascending by one
+  int num_tokens = 0;
+  int group = 1;
+  int head_dim = 0;
+  float scale = 0.0f;
+  // [num_blocks, num_kv_heads, kKvPage, head_dim], f16 or f32
+  const void* keys = nullptr;
+  const void* values = nullptr;
+  bool kv_f16 = true;
+  int num_kv_heads = 0;
+  int kv_head = 0;
+  const int32_t* block_table = nullptr;  // of the sequence
+  int split = 0;             // positions [split * 256, split * 256 + 256)
+  float* scratch = nullptr;  // [2, kAttentionTile, head_dim]
+  // [num_tokens * group, StateSize(head_dim)]; rows whose position lies before
+  // the split are not written.
+  float* states = nullptr;
+};
+
+// The state of an online softmax: the largest score, the sum of
+// exp(score - largest), and the same sum weighted by the values, [head_dim].
+constexpr int64_t AttentionStateSize(int64_t head_dim) { return head_dim + 2; }
+
+struct CpuKernels {
+  const char* name;  // "avx2", "portable"
+
+  // out[i] = x[i], exact.
+  void (*half_to_float)(const uint16_t* x, float* out, int64_t n);
+  // out[i] = x[i], to nearest, ties to even.
+  void (*float_to_half)(const float* x, uint16_t* out, int64_t n);
+  // out[i] = e^x[i]
+  void (*exp)(const float* x, float* out, int64_t n);
+
+  // One row; out may be x.
+  void (*rms_norm)(const float* x, const uint16_t* weight, float eps,
+                   float* out, int64_t n);
+  // out may be gate.
+  void (*swiglu)(const float* gate, const float* up, float* out, int64_t n);
+  // Rotates the pairs (d, d + half_dim) of one head; cos, sin: [half_dim].
+  void (*rotate)(float* head, const float* cos, const float* sin,
+                 int64_t half_dim);
+
+  void (*float16_linear)(const Float16LinearTile& tile);
+
+  void (*attend_split)(const AttentionSplitTask& task);
+  // Adds the state of the next split to that of the splits before it.
+  void (*merge_states)(const float* next, float* total, int64_t head_dim);
+  // out = values of `state` / its sum. [head_dim]
+  void (*finish_attention)(const float* state, float* out, int64_t head_dim);
+};
+
+// For any CPU of the architecture that the program was built for.
+const CpuKernels& PortableKernels();
+// Null where they cannot run.
+const CpuKernels* Avx2Kernels();
+
+}  // namespace binarymos::cpu

@@ -1,0 +1,120 @@
+#include "engine/backend/backend_factory.h"
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "engine/kernels/cpu/cpu_kernels.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace binarymos {
+namespace {
+
+using testing::HasSubstr;
+
+struct BadOptions {
+  std::string name;
+  BackendOptions options;
+  absl::StatusCode code;
+  std::string message;  // a part of it
+};
+
+class BadOptionsTest : public testing::TestWithParam<BadOptions> {};
+
+TEST_P(BadOptionsTest, AreRefusedWithAReason) {
+  const auto backend = CreateBackend(GetParam().options);
+  EXPECT_EQ(backend.status().code(), GetParam().code);
+  EXPECT_THAT(backend.status().message(), HasSubstr(GetParam().message));
+}
+
+constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+
+INSTANTIATE_TEST_SUITE_P(
+    Options, BadOptionsTest,
+    testing::Values(
+        BadOptions{"Device", {.device = "gpu"}, kInvalid, "device is \"gpu\""},
+        BadOptions{"NoDevice", {.device = ""}, kInvalid, "device is \"\""},
+        BadOptions{"Ordinal", {.device = "cuda:x"}, kInvalid, "cuda:<number>"},
+        BadOptions{"NoOrdinal", {.device = "cuda:"}, kInvalid, "cuda:<number>"},
+        BadOptions{
+            "MinusOne", {.device = "cuda:-1"}, kInvalid, "cuda:<number>"},
+        BadOptions{"NegativeThreads",
+                   {.device = "cpu", .num_threads = -1},
+                   kInvalid,
+                   "num_threads is -1"},
+        BadOptions{"ManyThreads",
+                   {.device = "cpu", .num_threads = 5000},
+                   kInvalid,
+                   "num_threads is 5000"},
+        BadOptions{"Kernels",
+                   {.device = "cpu", .cpu_kernels = "sse"},
+                   kInvalid,
+                   "cpu_kernels is \"sse\""},
+        BadOptions{"KernelsOfAnotherDevice",
+                   {.device = "cuda:0", .cpu_kernels = "portable"},
+                   kInvalid,
+                   "has no meaning"},
+        BadOptions{"Bits",
+                   {.device = "cpu", .activation_bits = 10},
+                   kInvalid,
+                   "activation_bits is 10"},
+        BadOptions{"BitsOfTheReference",
+                   {.device = "cpu",
+                    .cpu_kernels = "reference",
+                    .activation_bits = 14},
+                   kInvalid,
+                   "does not quantize"}),
+    [](const auto& test) { return test.param.name; });
+
+TEST(BackendFactoryTest, ThePortableCpuIsAlwaysThere) {
+  const auto backend = CreateBackend(
+      {.device = "cpu", .num_threads = 3, .cpu_kernels = "portable"});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ((*backend)->description(), "cpu (portable, 3 threads)");
+}
+
+TEST(BackendFactoryTest, TheCpuDescribesItsBestKernels) {
+  const auto backend = CreateBackend({.device = "cpu", .num_threads = 1});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ((*backend)->description(), cpu::Avx2Kernels() != nullptr
+                                           ? "cpu (avx2, 1 thread)"
+                                           : "cpu (portable, 1 thread)");
+}
+
+TEST(BackendFactoryTest, Avx2IsUnavailableWhereItCannotRun) {
+  const auto backend = CreateBackend({.device = "cpu", .cpu_kernels = "avx2"});
+  if (cpu::Avx2Kernels() == nullptr) {
+    EXPECT_TRUE(absl::IsUnavailable(backend.status()));
+  } else {
+    EXPECT_THAT((*backend)->description(), HasSubstr("avx2"));
+  }
+}
+
+TEST(BackendFactoryTest, TheReferenceIsADevice) {
+  const auto backend =
+      CreateBackend({.device = "auto", .cpu_kernels = "reference"});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ((*backend)->description(), "cpu (reference)");
+}
+
+TEST(BackendFactoryTest, AutomaticAlwaysFindsADevice) {
+  const auto backend = CreateBackend({});
+  EXPECT_TRUE(backend.ok()) << backend.status();
+}
+
+TEST(BackendFactoryTest, ADeviceThatIsNotThereIsUnavailable) {
+  const auto backend = CreateBackend({.device = "cuda:1000"});
+  EXPECT_TRUE(absl::IsUnavailable(backend.status())) << backend.status();
+}
+
+TEST(BackendFactoryTest, TheNumberOfThreadsIsFoundIfNotGiven) {
+  const auto backend =
+      CreateBackend({.device = "cpu", .cpu_kernels = "portable"});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_THAT(
+      (*backend)->description(),
+      testing::MatchesRegex("cpu \\(portable, (1 thread|[0-9]+ threads)\\)"));
+}
+
+}  // namespace
+}  // namespace binarymos

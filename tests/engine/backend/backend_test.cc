@@ -1,0 +1,412 @@
+// The backends behind their common interface: a small decoder layer on each,
+// over a ragged batch. How exact the kernels are is measured in
+// tests/engine/kernels; here it matters that everything is connected.
+#include "engine/backend/backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/backend/backend_factory.h"
+#include "engine/core/float16.h"
+#include "engine/kernels/cpu/cpu_kernels.h"
+#include "gtest/gtest.h"
+
+namespace binarymos {
+namespace {
+
+using Output = Backend::Output;
+
+constexpr int kHidden = 64, kInner = 96, kVocab = 50, kExperts = 4;
+constexpr AttentionShape kAttention{
+    .num_heads = 4, .num_kv_heads = 2, .head_dim = 16};
+constexpr int kKvWidth = 2 * 16;
+constexpr int kMaxPositions = 64, kNumBlocks = 8;
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+class Random {
+ public:
+  std::vector<uint16_t> Halves(int64_t n, float scale, float mean = 0.0f) {
+    std::normal_distribution<float> normal(mean, scale);
+    std::vector<uint16_t> halves(n);
+    for (uint16_t& half : halves) half = FloatToHalf(normal(generator_));
+    return halves;
+  }
+  std::vector<float> Floats(int64_t n) {
+    std::normal_distribution<float> normal;
+    std::vector<float> floats(n);
+    for (float& value : floats) value = normal(generator_);
+    return floats;
+  }
+  std::vector<uint8_t> Bytes(int64_t n) {
+    std::vector<uint8_t> bytes(n);
+    for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(generator_());
+    return bytes;
+  }
+
+ private:
+  std::mt19937 generator_{7};
+};
+
+// The host memory of one linear layer.
+struct Weights {
+  int64_t in, out;
+  std::vector<uint16_t> weight, gate, in_scale, out_scale, bias;
+  std::vector<uint8_t> sign;
+
+  static Weights Binary(Random& random, int64_t in, int64_t out) {
+    return {.in = in,
+            .out = out,
+            .gate = random.Halves(kExperts * in, 0.2f),
+            .in_scale = random.Halves(kExperts * in, 0.1f, 0.3f),
+            .out_scale = random.Halves(kExperts * out, 0.1f, 0.3f),
+            .bias = random.Halves(out, 0.1f),
+            .sign = random.Bytes(out * in / 8)};
+  }
+  static Weights Float16(Random& random, int64_t in, int64_t out) {
+    return {.in = in, .out = out, .weight = random.Halves(in * out, 0.5f)};
+  }
+
+  LinearTensors Tensors() const {
+    LinearTensors tensors{.in_features = in, .out_features = out};
+    if (!weight.empty()) {
+      tensors.kind = LinearKind::kFloat16;
+      tensors.weight = {weight.data(), DType::kF16, Shape{out, in}};
+      return tensors;
+    }
+    tensors.kind = LinearKind::kBinaryMos;
+    tensors.num_experts = kExperts;
+    tensors.sign = {sign.data(), DType::kU8, Shape{out, in / 8}};
+    tensors.gate = {gate.data(), DType::kF16, Shape{kExperts, in}};
+    tensors.in_scale = {in_scale.data(), DType::kF16, Shape{kExperts, in}};
+    tensors.out_scale = {out_scale.data(), DType::kF16, Shape{kExperts, out}};
+    tensors.bias = {bias.data(), DType::kF16, Shape{out}};
+    return tensors;
+  }
+};
+
+struct LayerWeights {
+  Random random;
+  Weights embed = Weights::Float16(random, kHidden, kVocab);
+  Weights q = Weights::Binary(random, kHidden, kHidden);
+  Weights k = Weights::Binary(random, kHidden, kKvWidth);
+  Weights v = Weights::Binary(random, kHidden, kKvWidth);
+  Weights o = Weights::Binary(random, kHidden, kHidden);
+  Weights gate = Weights::Binary(random, kHidden, kInner);
+  Weights up = Weights::Binary(random, kHidden, kInner);
+  Weights down = Weights::Binary(random, kInner, kHidden);
+  std::vector<uint16_t> norm = random.Halves(kHidden, 0.1f, 1.0f);
+};
+
+// A prompt chunk or a single token of a sequence.
+struct Row {
+  int first_position;
+  std::vector<TokenId> tokens;
+  std::vector<BlockId> blocks;
+};
+
+// Owns what a BatchView shows; the last token of each row wants logits.
+struct Batch {
+  explicit Batch(const std::vector<Row>& rows) {
+    for (const Row& row : rows) {
+      int position = row.first_position;
+      for (const TokenId token : row.tokens) {
+        tokens.push_back(token);
+        positions.push_back(position);
+        slots.push_back(int64_t{row.blocks[position / kBlockSize]} *
+                            kBlockSize +
+                        position % kBlockSize);
+        ++position;
+      }
+      starts.push_back(static_cast<int32_t>(tokens.size()));
+      context_lens.push_back(position);
+      tables.insert(tables.end(), row.blocks.begin(), row.blocks.end());
+      table_starts.push_back(static_cast<int32_t>(tables.size()));
+      logit_rows.push_back(starts.back() - 1);
+    }
+  }
+  BatchView View() const {
+    return {.tokens = tokens,
+            .positions = positions,
+            .kv_slots = slots,
+            .query_starts = starts,
+            .context_lens = context_lens,
+            .block_tables = tables,
+            .block_table_starts = table_starts,
+            .logit_rows = logit_rows};
+  }
+
+  std::vector<TokenId> tokens;
+  std::vector<int32_t> positions, starts = {0}, context_lens;
+  std::vector<int64_t> slots;
+  std::vector<BlockId> tables;
+  std::vector<int32_t> table_starts = {0}, logit_rows;
+};
+
+// One decoder layer and an output layer on one backend.
+class MiniModel {
+ public:
+  MiniModel(const BackendOptions& options, const LayerWeights& weights,
+            DType kv = DType::kF16)
+      : backend_(Get(CreateBackend(options))) {
+    for (const auto& [source, packed] : {std::pair{&weights.embed, &embed_},
+                                         {&weights.q, &q_},
+                                         {&weights.k, &k_},
+                                         {&weights.v, &v_},
+                                         {&weights.o, &o_},
+                                         {&weights.gate, &gate_},
+                                         {&weights.up, &up_},
+                                         {&weights.down, &down_}}) {
+      *packed = Get(backend_->Pack(source->Tensors()));
+    }
+    norm_ = Get(
+        backend_->Upload({weights.norm.data(), DType::kF16, Shape{kHidden}}));
+    std::vector<float> cos, sin;
+    for (int i = 0; i < kMaxPositions * kAttention.head_dim / 2; ++i) {
+      cos.push_back(std::cos(0.1f * static_cast<float>(i)));
+      sin.push_back(std::sin(0.1f * static_cast<float>(i)));
+    }
+    const Shape table{kMaxPositions, kAttention.head_dim / 2};
+    cos_ = Get(backend_->Upload({cos.data(), DType::kF32, table}));
+    sin_ = Get(backend_->Upload({sin.data(), DType::kF32, table}));
+    const Shape cache{kNumBlocks, kAttention.num_kv_heads, kBlockSize,
+                      kAttention.head_dim};
+    keys_ = Get(backend_->Allocate(kv, cache));
+    values_ = Get(backend_->Allocate(kv, cache));
+    gate_sums_ = Get(backend_->Allocate(DType::kF32, Shape{kExperts}));
+  }
+
+  // The logits [rows, vocab] of one step.
+  std::vector<float> Step(const std::vector<Row>& rows) {
+    const Batch batch(rows);
+    const BatchView view = batch.View();
+    const int tokens = view.num_tokens(), logit_rows = view.num_logit_rows();
+    EXPECT_TRUE(backend_->Reserve(tokens, logit_rows).ok());
+    const auto make = [&](int count, int64_t width) {
+      return Get(backend_->Allocate(DType::kF32, Shape{count, width}));
+    };
+    const Tensor hidden = make(tokens, kHidden), normed = make(tokens, kHidden);
+    const Tensor q = make(tokens, kHidden), k = make(tokens, kKvWidth),
+                 v = make(tokens, kKvWidth);
+    const Tensor gate = make(tokens, kInner), up = make(tokens, kInner);
+    const Tensor last = make(logit_rows, kHidden);
+    const Tensor logits = make(logit_rows, kVocab);
+    const KvLayer kv{keys_.view(), values_.view()};
+    const auto linear = [&](const auto& weights, const Tensor& x, Output output,
+                            const Tensor& y, const TensorView& sums) {
+      backend_->Linear(*weights, x.view(), output, y.view(), sums);
+    };
+
+    backend_->BeginStep(view);
+    backend_->Zero(gate_sums_.view());
+    backend_->Embed(*embed_, hidden.view());
+    backend_->RmsNorm(hidden.view(), norm_.view(), 1e-5f, normed.view());
+    linear(q_, normed, Output::kStore, q, gate_sums_.view());
+    linear(k_, normed, Output::kStore, k, {});
+    linear(v_, normed, Output::kStore, v, {});
+    backend_->RopeAndWriteKv(kAttention, {cos_.view(), sin_.view()}, q.view(),
+                             k.view(), v.view(), kv);
+    backend_->Attention(kAttention, q.view(), kv, normed.view());
+    linear(o_, normed, Output::kAccumulate, hidden, {});
+    backend_->RmsNorm(hidden.view(), norm_.view(), 1e-5f, normed.view());
+    linear(gate_, normed, Output::kStore, gate, {});
+    linear(up_, normed, Output::kStore, up, {});
+    backend_->SwiGlu(gate.view(), up.view(), gate.view());
+    linear(down_, gate, Output::kAccumulate, hidden, {});
+    backend_->GatherLogitRows(hidden.view(), last.view());
+    backend_->RmsNorm(last.view(), norm_.view(), 1e-5f, last.view());
+    linear(embed_, last, Output::kStore, logits, {});
+    std::vector<float> result(logits.view().shape.num_elements());
+    EXPECT_TRUE(backend_->ReadBack(logits.view(), std::span(result)).ok());
+    EXPECT_TRUE(backend_->EndStep().ok());
+    return result;
+  }
+
+  std::vector<float> GateSums() {
+    std::vector<float> sums(kExperts);
+    EXPECT_TRUE(backend_->ReadBack(gate_sums_.view(), std::span(sums)).ok());
+    return sums;
+  }
+
+ private:
+  template <typename T>
+  static T Get(absl::StatusOr<T> value) {
+    BINARYMOS_CHECK(value.ok()) << value.status().ToString();
+    return *std::move(value);
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<PackedLinear> embed_, q_, k_, v_, o_, gate_, up_, down_;
+  Tensor norm_, cos_, sin_, keys_, values_, gate_sums_;
+};
+
+const std::vector<Row>& RaggedRows() {
+  static const auto& rows = *new std::vector<Row>{
+      {0, {3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3}, {2, 5}},
+      {0, {49}, {0}},
+      {0, {27, 18, 28}, {7}}};
+  return rows;
+}
+
+BackendOptions Cpu(const std::string& kernels, int threads = 1) {
+  return {.device = "cpu", .num_threads = threads, .cpu_kernels = kernels};
+}
+
+class BackendTest : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == "avx2" && cpu::Avx2Kernels() == nullptr) {
+      GTEST_SKIP() << "this CPU has no AVX2, FMA and F16C";
+    }
+  }
+  LayerWeights weights_;
+};
+
+class CpuPathTest : public BackendTest {};
+
+TEST_P(CpuPathTest, ALayerIsNearTheReference) {
+  MiniModel reference(Cpu("reference"), weights_, DType::kF32);
+  MiniModel model(Cpu(GetParam(), 2), weights_, DType::kF32);
+  const auto expected = reference.Step(RaggedRows());
+  const auto logits = model.Step(RaggedRows());
+  // Quantization to 14 bits rounds by at most m / (2 * 8191) where the mean
+  // |u| is about m / 3: 2e-4 relative, rounded at random in each of the seven
+  // linear layers. Ten times that is far below any wrong connection.
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    error += std::pow(logits[i] - expected[i], 2);
+    norm += std::pow(expected[i], 2);
+  }
+  EXPECT_GT(norm, 1.0);
+  EXPECT_LT(std::sqrt(error / norm), 2e-3);
+}
+
+TEST_P(BackendTest, ASequenceDoesNotSeeItsNeighboursNorItsChunks) {
+  MiniModel together(Cpu(GetParam(), 3), weights_);
+  const auto all = together.Step(RaggedRows());
+  for (size_t r = 0; r < RaggedRows().size(); ++r) {
+    const Row& row = RaggedRows()[r];
+    MiniModel alone(Cpu(GetParam()), weights_);
+    std::vector<float> last;
+    for (size_t t = 0; t < row.tokens.size(); ++t) {
+      last = alone.Step({{static_cast<int>(t), {row.tokens[t]}, row.blocks}});
+    }
+    const std::vector<float> in_batch(all.begin() + r * kVocab,
+                                      all.begin() + (r + 1) * kVocab);
+    EXPECT_EQ(last, in_batch) << "sequence " << r;
+  }
+}
+
+TEST_P(BackendTest, GatesAreSummedOverTokens) {
+  MiniModel model(Cpu(GetParam()), weights_);
+  for (int step = 0; step < 2; ++step) {  // the second starts from zero again
+    model.Step(RaggedRows());
+    double sum = 0;
+    for (const float gate : model.GateSums()) {
+      EXPECT_GT(gate, 0.0f);
+      sum += gate;
+    }
+    EXPECT_NEAR(sum, 18 + 1 + 3, 1e-4);
+  }
+}
+
+TEST_P(BackendTest, NanStaysInItsSequence) {
+  LayerWeights poisoned;
+  poisoned.embed.weight[49 * kHidden] = 0x7e00;  // token 49: the second row
+  MiniModel clean(Cpu(GetParam(), 2), weights_);
+  MiniModel model(Cpu(GetParam(), 2), poisoned);
+  const auto expected = clean.Step(RaggedRows());
+  const auto logits = model.Step(RaggedRows());
+  for (size_t i = 0; i < logits.size(); ++i) {
+    // The table is also the output layer: the logit of token 49 is NaN for all.
+    if (i / kVocab == 1 || i % kVocab == 49) {
+      ASSERT_TRUE(std::isnan(logits[i])) << i;
+    } else {
+      ASSERT_EQ(logits[i], expected[i]) << i;
+    }
+  }
+}
+
+TEST_P(BackendTest, AllocatedMemoryIsZeroAndUploadsAreCopies) {
+  auto backend = CreateBackend(Cpu(GetParam()));
+  ASSERT_TRUE(backend.ok());
+  std::vector<float> values = {1.0f, 2.0f, 3.0f};
+  const auto zeros = (*backend)->Allocate(DType::kF32, Shape{3});
+  const auto copy = (*backend)->Upload({values.data(), DType::kF32, Shape{3}});
+  ASSERT_TRUE(zeros.ok() && copy.ok());
+  values.assign(3, kNan);
+  EXPECT_TRUE((*backend)->ReadBack(zeros->view(), std::span(values)).ok());
+  EXPECT_EQ(values, (std::vector<float>{0, 0, 0}));
+  EXPECT_TRUE((*backend)->ReadBack(copy->view(), std::span(values)).ok());
+  EXPECT_EQ(values, (std::vector<float>{1, 2, 3}));
+  const auto memory = (*backend)->AvailableMemory();
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_GT(*memory, 0u);
+}
+
+TEST_P(BackendTest, AnImpossibleAllocationIsResourceExhausted) {
+  auto backend = CreateBackend(Cpu(GetParam()));
+  ASSERT_TRUE(backend.ok());
+  const auto tensor = (*backend)->Allocate(DType::kU8, Shape{int64_t{1} << 62});
+  EXPECT_TRUE(absl::IsResourceExhausted(tensor.status())) << tensor.status();
+}
+
+TEST_P(BackendTest, APackedLayerKnowsItsShapeAndSize) {
+  auto backend = CreateBackend(Cpu(GetParam()));
+  ASSERT_TRUE(backend.ok());
+  const auto binary = (*backend)->Pack(weights_.gate.Tensors());
+  ASSERT_TRUE(binary.ok());
+  EXPECT_EQ((*binary)->kind(), LinearKind::kBinaryMos);
+  EXPECT_EQ((*binary)->in_features(), kHidden);
+  EXPECT_EQ((*binary)->out_features(), kInner);
+  EXPECT_EQ((*binary)->num_experts(), kExperts);
+  EXPECT_GE((*binary)->bytes(), size_t{kHidden * kInner / 8});
+  const auto float16 = (*backend)->Pack(weights_.embed.Tensors());
+  ASSERT_TRUE(float16.ok());
+  EXPECT_EQ((*float16)->kind(), LinearKind::kFloat16);
+  EXPECT_EQ((*float16)->num_experts(), 0);
+  EXPECT_EQ((*float16)->bytes(), size_t{kHidden * kVocab * 2});
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, CpuPathTest,
+                         testing::Values("avx2", "portable"),
+                         [](const auto& test) { return test.param; });
+
+INSTANTIATE_TEST_SUITE_P(Kernels, BackendTest,
+                         testing::Values("avx2", "portable", "reference"),
+                         [](const auto& test) { return test.param; });
+
+TEST(CpuBackendTest, PathsAndThreadsGiveTheSameBits) {
+  const LayerWeights weights;
+  MiniModel portable(Cpu("portable", 1), weights);
+  const auto expected = portable.Step(RaggedRows());
+  for (int threads = 1; threads <= 8; ++threads) {
+    MiniModel other(Cpu("auto", threads), weights);
+    EXPECT_EQ(other.Step(RaggedRows()), expected) << threads << " threads";
+  }
+}
+
+TEST(CpuBackendTest, FewerActivationBitsAreUsed) {
+  const LayerWeights weights;
+  MiniModel fine(Cpu("portable"), weights);
+  BackendOptions options = Cpu("portable");
+  options.activation_bits = 8;
+  MiniModel coarse(options, weights);
+  EXPECT_NE(fine.Step(RaggedRows()), coarse.Step(RaggedRows()));
+}
+
+TEST(CpuBackendDeathTest, AnOperationOutsideAStepIsFatal) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto backend = CreateBackend(Cpu("portable"));
+  ASSERT_TRUE(backend.ok());
+  EXPECT_DEATH((void)(*backend)->EndStep(), "EndStep outside a step");
+}
+
+}  // namespace
+}  // namespace binarymos

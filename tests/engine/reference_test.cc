@@ -1,0 +1,215 @@
+// The CPU backend and the reference backend against LLaMA in plain double, for
+// every shape family, and where the bound comes from.
+//
+// How far rounding may move logits is measured on the reference itself, by
+// rounding at random what the canonical arithmetic rounds:
+//  - A binary linear rounds u = x ⊙ s_in to a grid that is at most
+//    max |u| / 8191 wide within a slice of 256 inputs (P = 14): an error of up
+//    to max |u| / (2 * 8191) in each element. As an error of x it grows by the
+//    ratio of the largest to the smallest s_in of a slice, 1.42 in synthetic
+//    models (uniform in 1 +- 0.1 sqrt(3)).
+//  - A sum of K products in 16 strided lanes and a tree is what exact
+//  arithmetic
+//    gives for inputs changed by a factor within 1 +- (K / 16 + 5) 2^-24 each.
+//    With K <= 352 that is 27 * 2^-24; kRelativeError also has room for the
+//    elementwise operations before it, a few of 2^-24 each.
+// The input of every linear is changed by independent uniform errors of these
+// sizes. The largest change of any logit over all positions and a few such runs
+// is one sample of the largest error that the arithmetic makes; the bound is
+// four times it.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/engine/forwarding_backend.h"
+#include "tests/engine/plain_llama.h"
+#include "tests/engine/test_model.h"
+
+namespace binarymos {
+namespace {
+
+constexpr int kNumTokens = 24;
+constexpr int kMaxModelLen = 64;
+constexpr float kRelativeError = 48 * 0x1p-24f;
+constexpr float kQuantizationError = 1.42f / (2 * 8191);
+constexpr int kSlice = 256;
+constexpr int kNoiseRuns = 3;
+constexpr double kSafety = 4.0;
+
+class NoisyBackend : public ForwardingBackend {
+ public:
+  NoisyBackend(std::unique_ptr<Backend> inner, uint32_t seed)
+      : ForwardingBackend(std::move(inner)), random_(seed) {}
+
+  void Linear(const PackedLinear& linear, const ConstTensorView& x,
+              Output output, const TensorView& y,
+              const TensorView& gate_sums) override {
+    const bool quantized = linear.kind() == LinearKind::kBinaryMos;
+    const auto exact = x.span<float>();
+    noisy_.assign(exact.begin(), exact.end());
+    const int64_t width = x.shape[1];
+    for (int64_t row = 0; row < x.shape[0]; ++row) {
+      const std::span<float> values(noisy_.data() + row * width, width);
+      for (int64_t begin = 0; begin < width; begin += kSlice) {
+        const auto slice =
+            values.subspan(begin, std::min<int64_t>(kSlice, width - begin));
+        float largest = 0.0f;
+        for (float value : slice) largest = std::max(largest, std::abs(value));
+        const float step = quantized ? kQuantizationError * largest : 0.0f;
+        for (float& value : slice) {
+          value += value * kRelativeError * uniform_(random_) +
+                   step * uniform_(random_);
+        }
+      }
+    }
+    inner().Linear(linear, {noisy_.data(), DType::kF32, x.shape, x.device},
+                   output, y, gate_sums);
+  }
+
+ private:
+  std::mt19937 random_;
+  std::uniform_real_distribution<float> uniform_{-1.0f, 1.0f};
+  std::vector<float> noisy_;
+};
+
+struct Family {
+  std::string name;
+  SyntheticShape shape;
+};
+
+SyntheticShape BaseShape() {
+  SyntheticShape shape = SmallShape();
+  shape.hidden_size = 288;
+  shape.intermediate_size = 352;
+  shape.max_position_embeddings = kMaxModelLen;
+  return shape;
+}
+
+std::vector<Family> Families() {
+  std::vector<Family> families;
+  const auto add = [&](const std::string& name) -> SyntheticShape& {
+    families.push_back({name, BaseShape()});
+    return families.back().shape;
+  };
+  add("GroupedQuery");
+  add("MultiHead").num_kv_heads = 4;
+  add("MultiQuery").num_kv_heads = 1;
+  SyntheticShape& biases = add("Biases");
+  biases.attention_bias = true;
+  biases.mlp_bias = true;
+  add("TiedEmbeddings").tie_word_embeddings = true;
+  SyntheticShape& linear = add("LinearRope");
+  linear.rope_scaling = "linear";
+  linear.rope_factor = 4.0;
+  linear.max_position_embeddings = 16;
+  SyntheticShape& dynamic = add("DynamicNtkRope");
+  dynamic.rope_scaling = "dynamic";
+  dynamic.rope_factor = 2.0;
+  dynamic.max_position_embeddings = 16;
+  SyntheticShape& onebit = add("OneExpertWithoutRouter");
+  onebit.num_experts = 1;
+  onebit.router = false;
+  add("TwoExperts").num_experts = 2;
+  add("EightExperts").num_experts = 8;
+  add("Float16").quant_method = "float16";
+  return families;
+}
+
+class ReferenceTest : public ::testing::TestWithParam<Family> {
+ protected:
+  Logits Compute(const std::string& kernels, uint32_t noise_seed) {
+    TestModelOptions options;
+    options.shape = GetParam().shape;
+    options.backend = {
+        .device = "cpu", .num_threads = 2, .cpu_kernels = kernels};
+    options.max_model_len = kMaxModelLen;
+    options.kv_f32 = true;  // f16 keys would round differently now and then
+    options.num_blocks = kMaxModelLen / kBlockSize;
+    if (noise_seed != 0) {
+      options.wrap = [=](std::unique_ptr<Backend> inner) {
+        return std::make_unique<NoisyBackend>(std::move(inner), noise_seed);
+      };
+    }
+    auto model = TestModel::Load(options);
+    EXPECT_TRUE(model.ok()) << model.status();
+    const TestSequence sequence = (*model)->NewSequence(kNumTokens, 3);
+    tokens_ = sequence.tokens;
+    return (*model)->ForwardInChunks(sequence, 16);
+  }
+
+  static double LargestDifference(const Logits& a, const Logits& b) {
+    EXPECT_EQ(a.size(), b.size());
+    double largest = 0.0;
+    for (size_t i = 0; i < a.size(); ++i) {
+      largest = std::max(largest, std::abs(double{a[i]} - b[i]));
+    }
+    return largest;
+  }
+
+  std::vector<TokenId> tokens_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Families, ReferenceTest,
+                         ::testing::ValuesIn(Families()),
+                         [](const auto& test) { return test.param.name; });
+
+TEST_P(ReferenceTest, LogitsAreWithinTheBound) {
+  const Logits reference = Compute("reference", 0);
+  double noise = 0.0;
+  for (uint32_t seed = 1; seed <= kNoiseRuns; ++seed) {
+    noise = std::max(noise,
+                     LargestDifference(Compute("reference", seed), reference));
+  }
+  const double bound = kSafety * noise;
+  const Logits cpu = Compute("auto", 0);
+
+  double variance = 0.0;
+  for (float logit : reference) variance += double{logit} * logit;
+  const double deviation = std::sqrt(variance / reference.size());
+  const double difference = LargestDifference(cpu, reference);
+  std::printf("largest difference %.2e, bound %.2e, logits' deviation %.2f\n",
+              difference, bound, deviation);
+  EXPECT_LT(difference, bound);
+  // The bound says something: it is far below what logits differ by.
+  EXPECT_LT(bound, 0.05 * deviation);
+
+  const TestModelDir dir(GetParam().shape, TestModelOptions().seed);
+  const std::vector<double> plain =
+      PlainLlamaLogits(dir.path(), tokens_, kMaxModelLen);
+  const int vocab = GetParam().shape.vocab_size;
+  ASSERT_EQ(plain.size(), static_cast<size_t>(kNumTokens) * vocab);
+  double reference_error = 0.0;
+  int num_decided = 0;
+  for (int t = 0; t < kNumTokens; ++t) {
+    const auto row = plain.begin() + static_cast<ptrdiff_t>(t) * vocab;
+    std::vector<double> sorted(row, row + vocab);
+    std::partial_sort(sorted.begin(), sorted.begin() + 2, sorted.end(),
+                      std::greater<>());
+    const auto best = std::max_element(row, row + vocab) - row;
+    const auto cpu_row = cpu.begin() + static_cast<ptrdiff_t>(t) * vocab;
+    const auto cpu_best = std::max_element(cpu_row, cpu_row + vocab) - cpu_row;
+    if (sorted[0] - sorted[1] > 2 * bound) {
+      EXPECT_EQ(cpu_best, best) << "position " << t;
+      ++num_decided;
+    }
+    for (int i = 0; i < vocab; ++i) {
+      EXPECT_NEAR(cpu_row[i], row[i], bound) << "position " << t;
+      reference_error = std::max(reference_error,
+                                 std::abs(reference[t * vocab + i] - row[i]));
+    }
+  }
+  EXPECT_GT(num_decided, kNumTokens / 2);
+  // The reference backend only rounds activations to f32 between operations.
+  EXPECT_LT(reference_error, 1e-4);
+}
+
+}  // namespace
+}  // namespace binarymos
