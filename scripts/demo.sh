@@ -32,8 +32,8 @@ step() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [[ -t 1 ]] || step() { printf '\n%s\n' "$*"; }
 
 build() {
-  configure_preset auto
-  cmake --build "$root/build/auto" --target binarymos --parallel "$build_jobs"
+  configure_preset auto &&
+    cmake --build "$root/build/auto" --target binarymos --parallel "$build_jobs"
 }
 
 step "Building binarymos"

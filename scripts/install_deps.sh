@@ -19,7 +19,7 @@ build_packages=(
 )
 runtime_packages=(
   libabsl20220623 libgrpc++1.51 libprometheus-cpp-core1.0
-  libprometheus-cpp-pull1.0 libprotobuf32 libsentencepiece0 libspdlog1.10
+  libprometheus-cpp-pull1.0 libsentencepiece0 libspdlog1.10
   libssl3 libtomlplusplus3
 )
 

@@ -155,13 +155,16 @@ class GenerateStreamReactor final
     {
       MutexLock lock(mutex_);
       if (update.ended) final_status_ = update.ended->status;
-      if (!update.ended && status_of_reader_.ok() && ReaderIsTooSlow()) {
+      // A failure is told by the status alone.
+      const bool failed = final_status_ && !final_status_->ok();
+      if (failed) update.ended.reset();
+      if (!final_status_ && status_of_reader_.ok() && ReaderIsTooSlow()) {
         too_slow = true;
         StopWriting(absl::ResourceExhaustedError(absl::StrCat(
             "the stream is read too slowly: more than ",
             context_.stream_buffer_bytes, " bytes of output wait")));
       }
-      if (status_of_reader_.ok()) {
+      if (status_of_reader_.ok() && !update.empty()) {
         pending_bytes_ += OutputBytes(update);
         has_pending_ = true;
         MergeInto(AnswerContextOf(generation), std::move(update), pending_);

@@ -13,6 +13,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// What one turn of a request takes; then others get theirs, and the sink has a
+// chance to say that it has enough.
+constexpr size_t kMaxEventsPerRun = 64;
+
 double Milliseconds(Duration duration) {
   return std::chrono::duration<double, std::milli>(duration).count();
 }
@@ -240,9 +244,19 @@ absl::Status Generation::Submit(std::shared_ptr<Request> request) {
 void Generation::Pump(GenerationUpdate& update) {
   const MonotonicTime now = Clock::now();
   std::fill(num_new_tokens_.begin(), num_new_tokens_.end(), 0);
-  stream_->Drain(events_);
-  for (TokenEvent& event : events_) Take(event, update);
-  events_.clear();
+  const bool drain = num_taken_ == events_.size();
+  if (drain) {
+    events_.clear();
+    num_taken_ = 0;
+    stream_->Drain(events_);
+  }
+  const size_t end = std::min(events_.size(), num_taken_ + kMaxEventsPerRun);
+  while (num_taken_ < end) Take(events_[num_taken_++], update);
+  // Also if the rest of the last time was taken: the stream says only once that
+  // it has more, and that was before.
+  if (!drain || end < events_.size()) {
+    context_.executor->Schedule(shared_from_this());
+  }
   RecordInterTokenLatencies(now);
 }
 

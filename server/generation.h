@@ -1,6 +1,7 @@
 // One request on its way through the server, and what its face sees of it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -172,7 +173,8 @@ class Generation : public TextJob,
   int num_prompt_tokens_ = 0;
   absl::Status error_;  // the first sample's that failed, or our own
   bool ended_ = false;
-  std::vector<TokenEvent> events_;   // reused
+  std::vector<TokenEvent> events_;   // from the stream, reused
+  size_t num_taken_ = 0;             // of events_
   std::vector<int> num_new_tokens_;  // per sample, reused
 
   Mutex mutex_;

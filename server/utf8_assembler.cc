@@ -1,5 +1,6 @@
 #include "server/utf8_assembler.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -45,6 +46,11 @@ Scan ScanCharacter(std::string_view bytes, size_t& length) {
 }  // namespace
 
 void Utf8Assembler::Append(std::string_view bytes, std::string& text) {
+  const auto is_ascii = [](char c) { return static_cast<uint8_t>(c) < 0x80; };
+  if (pending_.empty() && std::all_of(bytes.begin(), bytes.end(), is_ascii)) {
+    text.append(bytes);
+    return;
+  }
   pending_.append(bytes);
   std::string_view rest = pending_;
   while (!rest.empty()) {

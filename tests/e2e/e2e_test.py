@@ -595,6 +595,16 @@ class CommandTest(unittest.TestCase):
         self.assertIn('drain-timeout = "7s"  # file', done.stdout)
         self.assertIn('host = "127.0.0.1"  # default\n', done.stdout)
 
+    def test_the_manual_lists_every_option(self):
+        manual = (pathlib.Path(__file__).resolve().parents[2] / "docs" /
+                  "operations.md").read_text(encoding="utf-8")
+        done = run("serve", str(OPTIONS.model), "--print-config")
+        names = [line.lstrip("# ").split(" = ")[0]
+                 for line in done.stdout.splitlines() if " = " in line]
+        self.assertGreater(len(names), 30)
+        for name in names:
+            self.assertIn(f"| `{name}` |", manual)
+
     def test_help_and_version_exit_with_0(self):
         for arguments in (["--help"], ["serve", "--help"],
                           ["generate", "--help"], ["version"], ["--version"]):

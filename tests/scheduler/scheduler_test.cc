@@ -300,6 +300,37 @@ TEST_P(SchedulerTest, WatermarkSparesPreemptions) {
   EXPECT_LT(num_preemptions(0.3), num_preemptions(0));
 }
 
+TEST_P(SchedulerTest, NobodyIsAdmittedInAStepThatPreempts) {
+  SchedulerOptions options = SmallOptions(4);
+  options.cache.max_num_seqs = 2;
+  options.watermark = 0;
+  SchedulerDriver driver(options, GetParam());
+  driver.Add(MakeRequest(1, 5, 9));
+  driver.Add(MakeRequest(2, 5, 9));
+  driver.Step();
+  const auto urgent = MakeRequest(3, 1, 1);  // waits for a slot
+  urgent->priority = -1;
+  driver.Add(urgent);
+  while (driver.scheduler.stats().num_preemptions == 0) driver.Step();
+  for (const BatchRow& row : driver.plan().rows) {
+    EXPECT_GT(row.first_position, 0);
+  }
+  EXPECT_TRUE(driver.RunToEnd());
+  SchedulerTestPeer::CheckIdle(driver.scheduler);
+}
+
+TEST_P(SchedulerTest, SmallRequestDoesNotOvertakeALargeOne) {
+  SchedulerDriver driver(SmallOptions(16), GetParam());
+  driver.Add(MakeRequest(1, 20, 20));
+  driver.Step();
+  driver.Add(MakeRequest(2, 60, 2));  // does not fit beside the first
+  driver.Add(MakeRequest(3, 1, 2));
+  while (!driver.output(3).ended()) ASSERT_TRUE(driver.Step());
+  EXPECT_TRUE(driver.output(1).ended());
+  EXPECT_LE(driver.output(2).finishes.at(0).times.first_scheduled,
+            driver.output(3).finishes.at(0).times.first_scheduled);
+}
+
 TEST_P(SchedulerTest, RequestThatCanNeverFitEndsAtOnce) {
   SchedulerDriver driver(SmallOptions(4), GetParam());  // 16 positions
   auto request = MakeRequest(1, 16, 5);
@@ -556,6 +587,45 @@ TEST(SchedulerOverlapTest, BlocksAndSlotAreHeldUntilTheStepInFlightIsDone) {
   driver.Step();
   EXPECT_EQ(driver.plan().rows.size(), 1u);
   EXPECT_TRUE(driver.RunToEnd());
+}
+
+// Requests of 7 tokens that fill the cache; the step that computes the eighth
+// is in flight.
+void FillTwoBlocksEach(SchedulerDriver& driver, int num_requests) {
+  for (int id = 1; id <= num_requests; ++id) {
+    driver.Add(MakeRequest(static_cast<RequestId>(id), 7, 6));
+  }
+  driver.Step();
+  driver.Step();
+  ASSERT_EQ(driver.scheduler.stats().num_running, num_requests);
+  ASSERT_EQ(driver.scheduler.stats().num_free_blocks, 0);
+}
+
+TEST(SchedulerOverlapTest, NobodyIsPreemptedForBlocksThatAreAboutToComeBack) {
+  SchedulerOptions options = SmallOptions(6);
+  options.watermark = 0;
+  SchedulerDriver driver(options, 2);
+  FillTwoBlocksEach(driver, 3);
+  driver.Abort(3, absl::CancelledError());
+  driver.Step();
+  EXPECT_TRUE(driver.plan().empty());
+  driver.Step();
+  EXPECT_EQ(driver.plan().rows.size(), 2u);
+  EXPECT_EQ(driver.scheduler.stats().num_preemptions, 0);
+  EXPECT_TRUE(driver.RunToEnd());
+}
+
+TEST(SchedulerOverlapTest, PreemptedSequenceMayEndBeforeItsStepIsDone) {
+  SchedulerOptions options = SmallOptions(4);
+  options.watermark = 0;
+  SchedulerDriver driver(options, 2);
+  FillTwoBlocksEach(driver, 2);
+  EXPECT_TRUE(driver.scheduler.Schedule(driver.now()).empty());
+  EXPECT_EQ(driver.scheduler.stats().num_preemptions, 1);
+  driver.Abort(2, absl::CancelledError());
+  EXPECT_TRUE(driver.RunToEnd());
+  EXPECT_EQ(driver.output(1).tokens.size(), 6u);
+  SchedulerTestPeer::CheckIdle(driver.scheduler);
 }
 
 TEST(SchedulerDeathTest, ResultOfAnotherStepIsABug) {

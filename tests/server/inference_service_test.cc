@@ -369,15 +369,19 @@ TEST_F(InferenceServiceTest, FullQueueRefusesWithRetryInfo) {
 
 TEST_F(InferenceServiceTest, WaitingTokensAreLimitedToo) {
   config_.max_waiting_tokens = 50;
-  Start();
-  gate().Close();
+  auto engine = std::make_unique<FakeEngine>();
+  engine->cache.max_num_seqs = 1;
+  Start(std::move(engine));
+  Stream running(*inference_, EndlessRequest());
+  ASSERT_TRUE(running.ReadTokens(1));
   Stream waiting(*inference_, Request(std::string(100, 'a')));  // about 26
   ASSERT_TRUE(waiting.Read());
   v1::GenerateResponse response;
-  grpc::Status status = Generate(Request(std::string(150, 'a')), &response);
+  const grpc::Status status =
+      Generate(Request(std::string(150, 'a')), &response);
   EXPECT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(status.error_message(), HasSubstr("max_waiting_tokens"));
-  gate().Open();
+  running.Cancel();
   EXPECT_TRUE(waiting.Finish().ok());
 }
 
@@ -469,7 +473,7 @@ std::vector<BadRequest> BadRequests() {
        "stop.max_tokens"},
       {"max_tokens < 0", [=](R& r) { stop(r)->set_max_tokens(-5); }, kInvalid,
        "stop.max_tokens"},
-      {"max_tokens past the model", [=](R& r) { stop(r)->set_max_tokens(97); },
+      {"max_tokens past the model", [=](R& r) { stop(r)->set_max_tokens(98); },
        kRange, "stop.max_tokens"},
       {"max_tokens far past the model",
        [=](R& r) { stop(r)->set_max_tokens(2147483647); }, kRange,

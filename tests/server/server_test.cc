@@ -303,8 +303,7 @@ TEST_F(ServerTest, MetricsCountRequestsAndRejections) {
                            "binarymos_admission_rejections_total\\{[^}]*"
                            "reason=\"invalid\"[^}]*\\} 1"));
   EXPECT_THAT(metrics, ::testing::ContainsRegex(
-                           "binarymos_inter_token_latency_seconds_count"
-                           "(\\{[^}]*\\})? 11"));
+                           "binarymos_generation_tokens_total\\{[^}]*\\} 12"));
 }
 
 TEST(FileLimitTest, LimitIsRaisedAsFarAsItMay) {

@@ -154,7 +154,7 @@ absl::StatusOr<PackedBinaryMos> PackedBinaryMos::Pack(
   }
   layer.num_experts = static_cast<int>(tensors.in_scale.shape[0]);
   layer.num_slices = CeilDiv(layer.in_features, kSliceInputs);
-  layer.num_blocks = CeilDiv(layer.out_features, 2 * kBlockRows) * 2;
+  layer.num_blocks = CeilDiv(layer.out_features, kBlockRows);
 
   const auto carve = [&](Carver carver) {
     auto* sign =

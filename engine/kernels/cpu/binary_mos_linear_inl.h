@@ -1,6 +1,7 @@
 // What the two instruction sets share of the binary linear, written once
 // against Lanes16 and compiled twice (canonical_math.h). Included by
-// binary_mos_linear_portable.cc and binary_mos_linear_avx2.cc only.
+// binary_mos_linear_portable.cc and binary_mos_linear_avx2.cc, and by
+// binary_mos_linear.cc for RowPosition() only.
 //
 // `Core` is their integer part:
 //   // neg[i], abs[i]: sum of max(-q, 0) and of |q| over group i.
@@ -26,12 +27,14 @@
 namespace binarymos::cpu {
 inline namespace BINARYMOS_CPU_ARCH {
 
-// Where row r of a block stands among the 32 bytes of a pair. Widening takes
-// even and odd positions apart and interleaves within halves of 128 bits.
+// Where row r of a block stands among the 64 bytes of a pair: in two vectors of
+// 32. Widening takes even and odd bytes of a vector apart and interleaves
+// within halves of 128 bits.
 constexpr int RowPosition(int row) {
-  const int eight = row / 8;  // which vector of eight 32-bit integers
+  const int eight = row % 32 / 8;  // which vector of eight 32-bit integers
   const int lane = row % 8;
-  return (lane / 4) * 16 + (eight % 2) * 8 + (lane % 4) * 2 + eight / 2;
+  return row / 32 * 32 + (lane / 4) * 16 + (eight % 2) * 8 + (lane % 4) * 2 +
+         eight / 2;
 }
 
 // g[e] for one token: softmax over the experts, in ascending order throughout.

@@ -9,12 +9,12 @@
 // digits, as always with 16 bits). A slice's sum is 2 * sum of t - sum of |q|:
 // exact, so the number of digits, tiles and the order of adding do not matter.
 //
-// Signs. Rows are padded to a multiple of 64 and cut into blocks of 32 and
-// strips of 4 blocks (the last strip may have 2). In memory:
-//   [strip][slice of 256 inputs][block][pair, 32 of them][row position, 32]
+// Signs. Rows are padded to blocks of 64; two blocks are a strip (the last
+// strip may have one). In memory:
+//   [strip][slice of 256 inputs][block][pair, 32 of them][row position, 64]
 // one byte each, the checkpoint's own: low nibble the first group. A strip is
-// thus read front to back. RowPosition() puts rows where widening bytes to
-// 32-bit integers leaves them in order.
+// thus read front to back, a cache line per pair and block. RowPosition() puts
+// rows where widening bytes to 32-bit integers leaves them in order.
 #pragma once
 
 #include <cstdint>
@@ -26,9 +26,9 @@ namespace binarymos::cpu {
 inline constexpr int kSliceInputs = 256;
 inline constexpr int kSliceGroups = kSliceInputs / 4;
 inline constexpr int kSlicePairs = kSliceInputs / 8;
-inline constexpr int kBlockRows = 32;
+inline constexpr int kBlockRows = 64;
 inline constexpr int kBlockBytes = kSlicePairs * kBlockRows;  // of one slice
-inline constexpr int kStripBlocks = 4;
+inline constexpr int kStripBlocks = 2;
 inline constexpr int kStripRows = kStripBlocks * kBlockRows;
 inline constexpr int kSumGroups = 8;  // of slices, in the canonical order
 inline constexpr int kTwoLowBits = 7;

@@ -14,7 +14,7 @@ struct BinaryMosLayer {
   int64_t out_features = 0;
   int num_experts = 0;                  // at least 1
   int64_t num_slices = 0;               // of 256 inputs
-  int64_t num_blocks = 0;               // of 32 rows; even
+  int64_t num_blocks = 0;               // of 64 rows
   const uint8_t* sign = nullptr;        // layout: binary_mos_linear_kernels.h
   const uint16_t* gate = nullptr;       // [E, in] f16 or null
   const uint16_t* in_scale = nullptr;   // [E, in] f16
