@@ -243,6 +243,11 @@ absl::Status Generation::Submit(std::shared_ptr<Request> request) {
 
 void Generation::Pump(GenerationUpdate& update) {
   const MonotonicTime now = Clock::now();
+  if (error_.ok()) {
+    // Text for somebody who has left is not made; the end comes sooner.
+    MutexLock lock(mutex_);
+    error_ = cancelled_;
+  }
   std::fill(num_new_tokens_.begin(), num_new_tokens_.end(), 0);
   const bool drain = num_taken_ == events_.size();
   if (drain) {

@@ -159,21 +159,31 @@ void GenerationService::Remove(RequestId id) {
   active_.erase(id);
 }
 
+std::vector<std::shared_ptr<Generation>> GenerationService::Active() const {
+  MutexLock lock(mutex_);
+  std::vector<std::shared_ptr<Generation>> active;
+  active.reserve(active_.size());
+  for (const auto& [id, generation] : active_) active.push_back(generation);
+  return active;
+}
+
 int GenerationService::Abort(const std::vector<std::string>& request_ids) {
-  std::vector<std::shared_ptr<Generation>> named;
-  {
-    MutexLock lock(mutex_);
-    for (const auto& [id, generation] : active_) {
-      if (std::find(request_ids.begin(), request_ids.end(),
-                    generation->request_id()) != request_ids.end()) {
-        named.push_back(generation);
-      }
+  int num_found = 0;
+  for (const std::shared_ptr<Generation>& generation : Active()) {
+    if (std::find(request_ids.begin(), request_ids.end(),
+                  generation->request_id()) == request_ids.end()) {
+      continue;
     }
-  }
-  for (const auto& generation : named) {
+    ++num_found;
     generation->Cancel(absl::CancelledError("aborted by Control.Abort"));
   }
-  return static_cast<int>(named.size());
+  return num_found;
+}
+
+void GenerationService::CancelAll(const absl::Status& status) {
+  for (const std::shared_ptr<Generation>& generation : Active()) {
+    generation->Cancel(status);
+  }
 }
 
 int GenerationService::num_active() const {

@@ -63,12 +63,16 @@ class GenerationService {
   // were. Several requests may have one name.
   int Abort(const std::vector<std::string>& request_ids);
 
+  // Ends every request with `status`.
+  void CancelAll(const absl::Status& status);
+
   int num_active() const;
 
  private:
   absl::StatusOr<std::shared_ptr<Generation>> TryStart(
       GenerationRequest& request, CallInfo& call, GenerationSink* sink);
   void Remove(RequestId id);
+  std::vector<std::shared_ptr<Generation>> Active() const;
 
   const Options options_;
   const ModelRegistry* const registry_;

@@ -276,10 +276,9 @@ absl::Status ServerImpl::Drain() {
 
 // Tells the calls that are left, and sees them off.
 void ServerImpl::EndCalls() {
-  RequestQueue& queue = model_->loop().queue();
-  queue.Close();
-  queue.Push(AbortAllCommand{absl::UnavailableError(
-      "the server shut down before the request had finished; send it again")});
+  model_->loop().queue().Close();
+  generation_.CancelAll(absl::UnavailableError(
+      "the server shut down before the request had finished; send it again"));
   const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return open_calls_.count() == 0;
   };

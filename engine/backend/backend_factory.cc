@@ -9,9 +9,7 @@
 #include "absl/strings/strip.h"
 #include "engine/backend/cpu_backend.h"
 #include "engine/backend/cuda_backend.h"
-#include "engine/backend/host_resources.h"
 #include "engine/backend/reference_backend.h"
-#include "engine/kernels/cpu/cpu_kernels.h"
 
 namespace binarymos {
 namespace {
@@ -19,7 +17,6 @@ namespace {
 using BackendOr = absl::StatusOr<std::unique_ptr<Backend>>;
 
 constexpr int kMaxThreads = 1024;
-constexpr int kCpuActivationBits = 14;
 
 absl::Status Validate(const BackendOptions& options) {
   if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
@@ -52,27 +49,9 @@ BackendOr CreateReferenceBackend(const BackendOptions& options) {
 }
 
 BackendOr CreateCpuBackend(const BackendOptions& options) {
-  const std::string& kernels = options.cpu_kernels;
-  if (kernels == "reference") return CreateReferenceBackend(options);
-  if (kernels != "auto" && kernels != "avx2" && kernels != "portable") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cpu_kernels is \"", kernels,
-                     "\"; it must be auto, avx2, portable or reference"));
-  }
-  const cpu::CpuKernels* avx2 = cpu::Avx2Kernels();
-  if (kernels == "avx2" && avx2 == nullptr) {
-    return absl::UnavailableError(
-        "cpu_kernels=avx2, but this CPU lacks AVX2, FMA or F16C; use auto");
-  }
-  const bool use_avx2 = avx2 != nullptr && kernels != "portable";
-  return std::make_unique<CpuBackend>(CpuBackendOptions{
-      .num_threads =
-          options.num_threads > 0 ? options.num_threads : UsableCpus(),
-      .kernels = use_avx2 ? avx2 : &cpu::PortableKernels(),
-      .binary_mos =
-          use_avx2 ? cpu::BinaryMosPath::kAvx2 : cpu::BinaryMosPath::kPortable,
-      .activation_bits = options.activation_bits > 0 ? options.activation_bits
-                                                     : kCpuActivationBits});
+  if (options.cpu_kernels == "reference")
+    return CreateReferenceBackend(options);
+  return CpuBackend::Create(options);
 }
 
 }  // namespace

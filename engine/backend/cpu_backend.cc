@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/api/types.h"
+#include "engine/backend/host_resources.h"
 #include "engine/core/check.h"
 #include "engine/kernels/cpu/float16_linear.h"
 #include "engine/kernels/cpu/rms_norm.h"
@@ -15,6 +16,8 @@
 
 namespace binarymos {
 namespace {
+
+constexpr int kDefaultActivationBits = 14;
 
 static_assert(kBlockSize == cpu::kKvPage);
 
@@ -76,6 +79,30 @@ bool IsF16(const KvLayer& kv) {
 }
 
 }  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
+    const BackendOptions& options) {
+  const std::string& kernels = options.cpu_kernels;
+  if (kernels != "auto" && kernels != "avx2" && kernels != "portable") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cpu_kernels is \"", kernels,
+                     "\"; it must be auto, avx2, portable or reference"));
+  }
+  const cpu::CpuKernels* avx2 = cpu::Avx2Kernels();
+  if (kernels == "avx2" && avx2 == nullptr) {
+    return absl::UnavailableError(
+        "cpu_kernels=avx2, but this CPU lacks AVX2, FMA or F16C; use auto");
+  }
+  const bool use_avx2 = avx2 != nullptr && kernels != "portable";
+  return std::make_unique<CpuBackend>(CpuBackendOptions{
+      .num_threads =
+          options.num_threads > 0 ? options.num_threads : UsableCpus(),
+      .kernels = use_avx2 ? avx2 : &cpu::PortableKernels(),
+      .binary_mos =
+          use_avx2 ? cpu::BinaryMosPath::kAvx2 : cpu::BinaryMosPath::kPortable,
+      .activation_bits = options.activation_bits > 0 ? options.activation_bits
+                                                     : kDefaultActivationBits});
+}
 
 CpuBackend::CpuBackend(const CpuBackendOptions& options)
     : options_(options), pool_(options.num_threads) {

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "engine/backend/backend_factory.h"
 #include "engine/backend/host_backend.h"
 #include "engine/core/thread_pool.h"
 #include "engine/kernels/cpu/attention.h"
@@ -25,6 +26,11 @@ struct CpuBackendOptions {
 // Backend.
 class CpuBackend : public HostBackend {
  public:
+  // Chooses the kernels that `options` and the machine allow. INVALID_ARGUMENT
+  // for an unknown name, UNAVAILABLE for kernels that this CPU cannot run.
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(
+      const BackendOptions& options);
+
   explicit CpuBackend(const CpuBackendOptions& options);
 
   std::string description() const override;
