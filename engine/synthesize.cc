@@ -63,7 +63,7 @@ struct TensorPlan {
   }
 };
 
-// --- What to write -----------------------------------------------------------
+// --- What to write ---
 
 std::string ConfigJson(const SyntheticShape& shape) {
   std::string json = absl::StrFormat(
@@ -205,7 +205,7 @@ std::string SafetensorsHeader(const std::vector<TensorPlan>& tensors) {
   return header + json;
 }
 
-// --- Writing ---------------------------------------------------------------
+// --- Writing ---
 
 // A new file. Not usable after an error.
 class OutputFile {

@@ -109,7 +109,7 @@ class FieldReader {
   std::string_view rest_;
 };
 
-// --- Character maps ------------------------------------------------------
+// --- Character maps ---
 
 // A unit of a Darts-clone double array.
 class TrieUnit {
@@ -235,7 +235,7 @@ absl::Status CheckCharsMap(std::string_view map) {
       .Check();
 }
 
-// --- The model -------------------------------------------------------------
+// --- The model ---
 
 enum PieceType : uint64_t {
   kNormal = 1,

@@ -116,7 +116,7 @@ v1::Completion& CompletionOf(int index, v1::GenerateResponse& message) {
 
 // `Message` is v1::GenerateStreamResponse::Ended or v1::GenerateResponse.
 template <typename Message>
-void SetSummary(const GenerationUpdate::Ended& from, Message& to) {
+void SetSummary(const GenerationEnded& from, Message& to) {
   v1::Usage& usage = *to.mutable_usage();
   usage.set_prompt_tokens(from.prompt_tokens);
   usage.set_cached_tokens(from.cached_tokens);
@@ -130,8 +130,8 @@ void SetSummary(const GenerationUpdate::Ended& from, Message& to) {
 
 // `Message` is v1::GenerateStreamResponse::Started or v1::GenerateResponse.
 template <typename Message>
-void SetStart(const AnswerContext& context,
-              const GenerationUpdate::Started& from, Message& to) {
+void SetStart(const AnswerContext& context, const GenerationStarted& from,
+              Message& to) {
   to.set_request_id(context.request_id);
   to.set_model(context.model);
   to.set_seed(from.seed);

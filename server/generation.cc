@@ -355,8 +355,8 @@ void Generation::End(GenerationUpdate& update) {
   context_.on_end(id_);
 }
 
-GenerationUpdate::Ended Generation::Summary() const {
-  GenerationUpdate::Ended ended;
+GenerationEnded Generation::Summary() const {
+  GenerationEnded ended;
   ended.status = error_;
   ended.prompt_tokens = num_prompt_tokens_;
   std::optional<MonotonicTime> first_scheduled;
@@ -382,7 +382,7 @@ GenerationUpdate::Ended Generation::Summary() const {
   return ended;
 }
 
-void Generation::Record(const GenerationUpdate::Ended& ended) const {
+void Generation::Record(const GenerationEnded& ended) const {
   const absl::Status& status = ended.status;
   const bool submitted = stream_ != nullptr;
   const char* const reason = FinishedReason(

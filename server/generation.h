@@ -54,28 +54,29 @@ struct SampleDelta {
   std::optional<SampleEnd> end;
 };
 
+struct GenerationStarted {
+  uint64_t seed = 0;
+  int prompt_tokens = 0;
+};
+
+struct GenerationEnded {
+  absl::Status status;
+  int prompt_tokens = 0;
+  int cached_tokens = 0;
+  int completion_tokens = 0;
+  Duration queue{0};   // arrival to first scheduled
+  Duration ttft{0};    // arrival to first token
+  Duration decode{0};  // first token to last
+  Duration total{0};   // arrival to end
+};
+
 // News of a request. `started` comes in the first update and `ended` in the
 // last; a request that ends before it was tokenized has only the latter.
 struct GenerationUpdate {
-  struct Started {
-    uint64_t seed = 0;
-    int prompt_tokens = 0;
-  };
-  struct Ended {
-    absl::Status status;
-    int prompt_tokens = 0;
-    int cached_tokens = 0;
-    int completion_tokens = 0;
-    Duration queue{0};   // arrival to first scheduled
-    Duration ttft{0};    // arrival to first token
-    Duration decode{0};  // first token to last
-    Duration total{0};   // arrival to end
-  };
-
-  std::optional<Started> started;
+  std::optional<GenerationStarted> started;
   std::vector<SampleDelta> deltas;  // at most one per sample
   std::vector<PositionLogprobs> prompt_logprobs;
-  std::optional<Ended> ended;
+  std::optional<GenerationEnded> ended;
 
   bool empty() const {
     return !started && deltas.empty() && prompt_logprobs.empty() && !ended;
@@ -154,8 +155,8 @@ class Generation : public TextJob,
   SampleDelta& DeltaOf(int index, GenerationUpdate& update);
 
   void End(GenerationUpdate& update);
-  GenerationUpdate::Ended Summary() const;
-  void Record(const GenerationUpdate::Ended& ended) const;
+  GenerationEnded Summary() const;
+  void Record(const GenerationEnded& ended) const;
 
   const Context context_;
   const RequestId id_;

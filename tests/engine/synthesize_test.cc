@@ -28,8 +28,7 @@ std::string Read(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-// --- Every shape loads
-// ----------------------------------------------------------
+// --- Every shape loads ---
 
 struct ShapeCase {
   const char* name;
@@ -101,8 +100,7 @@ INSTANTIATE_TEST_SUITE_P(
                       .vocab_size = 32000}}),
     [](const auto& test) { return test.param.name; });
 
-// --- What is written
-// --------------------------------------------------------------
+// --- What is written ---
 
 class SynthesizeTest : public ::testing::Test {
  protected:

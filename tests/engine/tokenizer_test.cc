@@ -80,8 +80,7 @@ class ModelBuilder {
   internal::ProtoWriter extra;  // further fields of the model
 };
 
-// --- Encoding and decoding
-// ------------------------------------------------------
+// --- Encoding and decoding ---
 
 class TokenizerTest : public ::testing::Test {
  protected:
@@ -254,8 +253,7 @@ TEST(TokenizerFileTest, KeepsALeadingSpaceThatTheModelDoesNotAdd) {
   EXPECT_EQ(tokenizer->Decode(*tokenizer->Encode("a", false), false), "a");
 }
 
-// --- A character map
-// ----------------------------------------------------------
+// --- A character map ---
 
 // A double array in which every node has a block of 256 units for itself.
 class TrieBuilder {
@@ -370,8 +368,7 @@ TEST(CharsMapTest, ModelsThatSentencePieceTrainsAreSound) {
   }
 }
 
-// --- Malformed models
-// -----------------------------------------------------------
+// --- Malformed models ---
 
 struct MalformedTokenizer {
   std::string name;

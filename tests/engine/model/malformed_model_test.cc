@@ -46,135 +46,147 @@ void PrintTo(const MalformedCase& malformed, std::ostream* out) {
   *out << malformed.name;
 }
 
-// --- config.json
-// --------------------------------------------------------------
+// --- config.json ---
 
-MalformedCase Config(std::string name, std::function<void(json&)> change,
+// `patch` is merged into a sound configuration; null removes a key.
+MalformedCase Config(std::string name, const char* patch,
                      std::vector<std::string> message,
                      StatusCode code = StatusCode::kInvalidArgument) {
+  for (std::string& part : message) part = "config.json: " + part;
   return {"Config" + name,
-          [change](const TempDir& dir) {
+          [patch](const TempDir& dir) {
             ModelDirectory model;
-            change(model.config);
+            model.config.merge_patch(json::parse(patch));
             model.WriteTo(dir);
           },
           code, std::move(message)};
 }
 
-MalformedCase ConfigValue(std::string name, std::string key, json value,
-                          std::vector<std::string> message,
-                          StatusCode code = StatusCode::kInvalidArgument) {
-  message.push_back("config.json: " + key);
-  return Config(
-      std::move(name), [=](json& config) { config[key] = value; },
-      std::move(message), code);
+MalformedCase Unsupported(std::string name, const char* patch,
+                          std::string message) {
+  return Config(std::move(name), patch, {std::move(message)},
+                StatusCode::kUnimplemented);
+}
+
+// config.json is `content`.
+MalformedCase ConfigFile(std::string name, std::string content,
+                         std::string message) {
+  return {"ConfigFile" + name,
+          [content](const TempDir& dir) { dir.Write("config.json", content); },
+          StatusCode::kInvalidArgument,
+          {"config.json", std::move(message)}};
+}
+
+MalformedCase GenerationConfig(std::string name, std::string content,
+                               std::string message) {
+  return {"GenerationConfig" + name,
+          [content](const TempDir& dir) {
+            ModelDirectory().WriteTo(dir);
+            dir.Write("generation_config.json", content);
+          },
+          StatusCode::kInvalidArgument,
+          {"generation_config.json: " + message}};
 }
 
 std::vector<MalformedCase> ConfigCases() {
-  constexpr auto kUnimplemented = StatusCode::kUnimplemented;
-  const json no_version = {{"quant_method", "binarymos"}, {"num_experts", 2}};
-  json version_2 = no_version;
-  version_2["version"] = 2;
-  json experts_9 = {
-      {"quant_method", "binarymos"}, {"num_experts", 9}, {"version", 1}};
   return {
-      ConfigValue("HiddenSizeIsText", "hidden_size", "16",
-                  {"is \"16\", expected an integer from 8 to 65536"}),
-      ConfigValue("HiddenSizeIsFraction", "hidden_size", 16.5,
-                  {"is 16.5, expected an integer"}),
-      ConfigValue("HiddenSizeIsNegative", "hidden_size", -16,
-                  {"is -16, expected an integer"}),
-      ConfigValue("HiddenSizeOverflows", "hidden_size", UINT64_MAX,
-                  {"is 18446744073709551615, expected an integer"}),
-      ConfigValue("HiddenSizeIsNoMultipleOf8", "hidden_size", 20,
-                  {"is 20, expected a multiple of 8"}),
-      Config("HiddenSizeIsMissing",
-             [](json& config) { config.erase("hidden_size"); },
-             {"config.json: hidden_size is missing, expected an integer"}),
-      ConfigValue("IntermediateSizeIsNoMultipleOf8", "intermediate_size", 25,
-                  {"is 25, expected a multiple of 8"}),
-      ConfigValue("TooManyLayers", "num_hidden_layers", 513,
-                  {"expected an integer from 1 to 512"}),
-      ConfigValue("NoVocabulary", "vocab_size", 0, {"is 0, expected"}),
-      ConfigValue("NoPositions", "max_position_embeddings", 0,
-                  {"is 0, expected"}),
-      ConfigValue("EpsilonIsZero", "rms_norm_eps", 0, {"is 0, expected"}),
-      ConfigValue("EpsilonIsText", "rms_norm_eps", "small",
-                  {"is \"small\", expected a number"}),
-      ConfigValue("NoHeads", "num_attention_heads", 0, {"is 0, expected"}),
-      Config("HeadsDoNotDivideHidden",
-             [](json& config) { config["num_attention_heads"] = 3; },
-             {"hidden_size / num_attention_heads is 16 / 3"}),
+      Config("HiddenSizeIsText", R"({"hidden_size": "16"})",
+             {"hidden_size is \"16\", expected an integer from 8 to 65536"}),
+      Config("HiddenSizeIsFraction", R"({"hidden_size": 16.5})",
+             {"hidden_size is 16.5, expected an integer"}),
+      Config("HiddenSizeIsNegative", R"({"hidden_size": -16})",
+             {"hidden_size is -16, expected an integer"}),
+      Config("HiddenSizeOverflows", R"({"hidden_size": 18446744073709551615})",
+             {"hidden_size is 18446744073709551615, expected an integer"}),
+      Config("HiddenSizeIsNoMultipleOf8", R"({"hidden_size": 20})",
+             {"hidden_size is 20, expected a multiple of 8"}),
+      Config("HiddenSizeIsMissing", R"({"hidden_size": null})",
+             {"hidden_size is missing, expected an integer from 8 to 65536"}),
+      Config("IntermediateSizeIsNoMultipleOf8", R"({"intermediate_size": 25})",
+             {"intermediate_size is 25, expected a multiple of 8"}),
+      Config("TooManyLayers", R"({"num_hidden_layers": 513})",
+             {"num_hidden_layers is 513, expected an integer from 1 to 512"}),
+      Config("NoVocabulary", R"({"vocab_size": 0})",
+             {"vocab_size is 0, expected"}),
+      Config("NoPositions", R"({"max_position_embeddings": 0})",
+             {"max_position_embeddings is 0, expected"}),
+      Config("EpsilonIsZero", R"({"rms_norm_eps": 0})",
+             {"rms_norm_eps is 0, expected a number"}),
+      Config("EpsilonIsText", R"({"rms_norm_eps": "small"})",
+             {"rms_norm_eps is \"small\", expected a number"}),
+      Config("NoHeads", R"({"num_attention_heads": 0})",
+             {"num_attention_heads is 0, expected"}),
+      Config("HeadsDoNotDivideHidden", R"({"num_attention_heads": 3})",
+             {"hidden_size / num_attention_heads is 16 / 3, expected a whole "
+              "number from 2 to 512"}),
       Config("KvHeadsDoNotDivideHeads",
-             [](json& config) {
-               config["num_attention_heads"] = 8;
-               config["num_key_value_heads"] = 3;
-             },
+             R"({"num_attention_heads": 8, "num_key_value_heads": 3})",
              {"num_key_value_heads is 3, expected a divisor of "
               "num_attention_heads, 8"}),
-      ConfigValue("MoreKvHeadsThanHeads", "num_key_value_heads", 4,
-                  {"is 4, expected an integer from 1 to 2"}),
-      ConfigValue("HeadDimIsOdd", "head_dim", 7, {"expected an even number"}),
-      ConfigValue("HeadDimIsTooLarge", "head_dim", 514,
-                  {"expected an integer from 2 to 512"}),
-      Config("QuerySizeIsNoMultipleOf8",
-             [](json& config) { config["head_dim"] = 2; },
-             {"num_attention_heads * head_dim is 4, expected a multiple of 8"}),
-      ConfigValue("RopeThetaIsTooSmall", "rope_theta", 0.5,
-                  {"is 0.5, expected a number from 1"}),
-      ConfigValue("RopeScalingIsAList", "rope_scaling", json::array(),
-                  {"is an array, expected an object or null"}),
-      ConfigValue("RopeScalingIsUnknown", "rope_scaling",
-                  {{"type", "yarn"}, {"factor", 2}},
-                  {".type is \"yarn\", supported: "}, kUnimplemented),
-      ConfigValue("RopeScalingWithoutFactor", "rope_scaling",
-                  {{"type", "linear"}}, {".factor is missing"}),
-      ConfigValue("RopeFactorBelowOne", "rope_scaling",
-                  {{"type", "linear"}, {"factor", 0.5}},
-                  {".factor is 0.5, expected a number from 1"}),
-      ConfigValue("TyingIsANumber", "tie_word_embeddings", 1,
-                  {"is 1, expected true or false"}),
-      ConfigValue("ActivationIsNotSilu", "hidden_act", "gelu",
-                  {"is \"gelu\", supported: \"silu\""}, kUnimplemented),
-      ConfigValue("ModelTypeIsNotLlama", "model_type", "mistral",
-                  {"is \"mistral\", supported: \"llama\""}, kUnimplemented),
-      ConfigValue("ArchitectureIsNotLlama", "architectures",
-                  {"GPT2LMHeadModel"},
-                  {"is \"GPT2LMHeadModel\", supported: \"LlamaForCausalLM\""},
-                  kUnimplemented),
-      ConfigValue("ArchitecturesIsText", "architectures", "LlamaForCausalLM",
-                  {"expected an array of strings"}),
+      Config("MoreKvHeadsThanHeads", R"({"num_key_value_heads": 4})",
+             {"num_key_value_heads is 4, expected an integer from 1 to 2"}),
+      Config("HeadDimIsOdd", R"({"head_dim": 7})",
+             {"head_dim is 7, expected an even number"}),
+      Config("HeadDimIsTooLarge", R"({"head_dim": 514})",
+             {"head_dim is 514, expected an integer from 2 to 512"}),
+      Config("QuerySizeIsNoMultipleOf8", R"({"head_dim": 2})",
+             {"num_attention_heads * head_dim is 4, expected a multiple"}),
+      Config("RopeThetaIsTooSmall", R"({"rope_theta": 0.5})",
+             {"rope_theta is 0.5, expected a number from 1"}),
+      Config("RopeScalingIsAList", R"({"rope_scaling": []})",
+             {"rope_scaling is an array, expected an object or null"}),
+      Config("RopeTypeIsANumber", R"({"rope_scaling": {"type": 1}})",
+             {"rope_scaling.type is 1, expected a string"}),
+      Unsupported("RopeScalingIsUnknown",
+                  R"({"rope_scaling": {"type": "yarn", "factor": 2}})",
+                  "rope_scaling.type is \"yarn\", supported: "),
+      Config("RopeScalingWithoutFactor",
+             R"({"rope_scaling": {"type": "linear"}})",
+             {"rope_scaling.factor is missing"}),
+      Config("RopeFactorBelowOne",
+             R"({"rope_parameters": {"rope_type": "linear", "factor": 0.5}})",
+             {"rope_parameters.factor is 0.5, expected a number from 1"}),
+      Config("TyingIsANumber", R"({"tie_word_embeddings": 1})",
+             {"tie_word_embeddings is 1, expected true or false"}),
+      Unsupported("ActivationIsNotSilu", R"({"hidden_act": "gelu"})",
+                  "hidden_act is \"gelu\", supported: \"silu\""),
+      Unsupported("ModelTypeIsNotLlama", R"({"model_type": "mistral"})",
+                  "model_type is \"mistral\", supported: \"llama\""),
+      Unsupported("ArchitectureIsNotLlama",
+                  R"({"architectures": ["GPT2LMHeadModel"]})",
+                  "architectures is \"GPT2LMHeadModel\", supported: "
+                  "\"LlamaForCausalLM\""),
+      Config("ArchitecturesIsText", R"({"architectures": "Llama"})",
+             {"architectures is \"Llama\", expected an array of strings"}),
       Config("NoArchitectureAtAll",
-             [](json& config) {
-               config.erase("architectures");
-               config.erase("model_type");
-             },
+             R"({"architectures": null, "model_type": null})",
              {"model_type is null, expected \"llama\""}),
-      ConfigValue("BosIsOutsideTheVocabulary", "bos_token_id", 10,
-                  {"is 10, expected an integer from -1 to 9"}),
-      ConfigValue("EosIsOutsideTheVocabulary", "eos_token_id", {2, 10},
-                  {"is 10, expected token ids from 0 to 9"}),
-      ConfigValue("QuantizationIsText", "quantization_config", "binarymos",
-                  {"expected an object or null"}),
-      ConfigValue("QuantizationIsUnknown", "quantization_config",
-                  {{"quant_method", "gptq"}},
-                  {".quant_method is \"gptq\", supported: \"binarymos\""},
-                  kUnimplemented),
-      ConfigValue("QuantizationWithoutMethod", "quantization_config",
-                  {{"num_experts", 2}}, {".quant_method is null"}),
-      ConfigValue("QuantizationWithoutVersion", "quantization_config",
-                  no_version, {".version is missing"}),
-      ConfigValue("QuantizationOfAnotherVersion", "quantization_config",
-                  version_2,
-                  {".version is 2, expected an integer from 1 to 1"}),
-      ConfigValue("TooManyExperts", "quantization_config", experts_9,
-                  {".num_experts is 9, expected an integer from 1 to 8"}),
+      Config("BosIsOutsideTheVocabulary", R"({"bos_token_id": 10})",
+             {"bos_token_id is 10, expected an integer from -1 to 9"}),
+      Config("EosIsOutsideTheVocabulary", R"({"eos_token_id": [2, 10]})",
+             {"eos_token_id is 10, expected token ids from 0 to 9"}),
+      Config("QuantizationIsText", R"({"quantization_config": "binarymos"})",
+             {"quantization_config is \"binarymos\", expected an object"}),
+      Unsupported("QuantizationIsUnknown",
+                  R"({"quantization_config": {"quant_method": "gptq"}})",
+                  "quantization_config.quant_method is \"gptq\", supported: "
+                  "\"binarymos\""),
+      Config("QuantizationWithoutMethod",
+             R"({"quantization_config": {"quant_method": null}})",
+             {"quantization_config.quant_method is null, expected"}),
+      Config("QuantizationWithoutVersion",
+             R"({"quantization_config": {"version": null}})",
+             {"quantization_config.version is missing, expected"}),
+      Config("QuantizationOfAnotherVersion",
+             R"({"quantization_config": {"version": 2}})",
+             {"quantization_config.version is 2, expected"}),
+      Config("TooManyExperts", R"({"quantization_config": {"num_experts": 9}})",
+             {"quantization_config.num_experts is 9, expected an integer from "
+              "1 to 8"}),
       Config("IsATrainingCheckpoint",
-             [](json& config) {
-               config.erase("quantization_config");
-               config["num_expert"] = 4;
-             },
-             {"run `binarymos convert`"}),
+             R"({"quantization_config": null, "num_expert": 4})",
+             {"num_expert without quantization_config: this is a training "
+              "checkpoint with latent weights; run `binarymos convert`"}),
       {"ConfigIsMissing",
        [](const TempDir& dir) {
          ModelDirectory().WriteTo(dir);
@@ -188,42 +200,19 @@ std::vector<MalformedCase> ConfigCases() {
        },
        StatusCode::kInvalidArgument,
        {"config.json is a directory, expected a regular file"}},
-      {"ConfigIsNotJson",
-       [](const TempDir& dir) { dir.Write("config.json", "hidden_size: 4"); },
-       StatusCode::kInvalidArgument,
-       {"config.json: not valid JSON: at byte 1"}},
-      {"ConfigHasAKeyTwice",
-       [](const TempDir& dir) {
-         dir.Write("config.json", R"({"vocab_size": 1, "vocab_size": 2})");
-       },
-       StatusCode::kInvalidArgument,
-       {"config.json: not valid JSON: key \"vocab_size\" stands twice"}},
-      {"ConfigIsHuge",
-       [](const TempDir& dir) {
-         dir.Write("config.json", "");
-         std::filesystem::resize_file(dir / "config.json", 17 << 20);
-       },
-       StatusCode::kInvalidArgument,
-       {"config.json has 17825792 bytes, expected at most 16777216"}},
-      {"GenerationConfigIsNotJson",
-       [](const TempDir& dir) {
-         ModelDirectory().WriteTo(dir);
-         dir.Write("generation_config.json", "[");
-       },
-       StatusCode::kInvalidArgument,
-       {"generation_config.json: not valid JSON"}},
-      {"GenerationConfigNamesAnotherVocabulary",
-       [](const TempDir& dir) {
-         ModelDirectory().WriteTo(dir);
-         dir.Write("generation_config.json", R"({"eos_token_id": 99})");
-       },
-       StatusCode::kInvalidArgument,
-       {"generation_config.json: eos_token_id is 99"}},
+      ConfigFile("IsNotJson", "hidden_size: 4", "not valid JSON: at byte 1"),
+      ConfigFile("HasAKeyTwice", R"({"vocab_size": 1, "vocab_size": 2})",
+                 "not valid JSON: key \"vocab_size\" stands twice"),
+      ConfigFile("IsAList", "[]", "expected a JSON object at the root"),
+      ConfigFile("IsHuge", std::string((16 << 20) + 1, ' '),
+                 "has 16777217 bytes, expected at most 16777216"),
+      GenerationConfig("IsNotJson", "[", "not valid JSON"),
+      GenerationConfig("NamesAnotherVocabulary", R"({"eos_token_id": 99})",
+                       "eos_token_id is 99, expected token ids from 0 to 9"),
   };
 }
 
-// --- model.safetensors
-// --------------------------------------------------------
+// --- model.safetensors ---
 
 // The whole file is `content`.
 MalformedCase File(std::string name, std::string content,
@@ -237,42 +226,34 @@ MalformedCase File(std::string name, std::string content,
           StatusCode::kInvalidArgument, std::move(message)};
 }
 
-// `change` works on the header of a sound file; the data stay.
-MalformedCase Header(std::string name, std::function<void(json&)> change,
-                     std::vector<std::string> message) {
-  message.push_back("model.safetensors: ");
+// `patch` is merged into the header of a sound file; the data stay.
+MalformedCase Header(std::string name, std::string patch, std::string message) {
   return {"Header" + name,
-          [change](const TempDir& dir) {
+          [patch](const TempDir& dir) {
             ModelDirectory model;
             model.WriteTo(dir);
             json header = HeaderOf(model.tensors);
-            change(header);
+            header.merge_patch(json::parse(patch));
             dir.Write(
                 "model.safetensors",
                 SafetensorsFile(PaddedHeader(header), DataOf(model.tensors)));
           },
-          StatusCode::kInvalidArgument, std::move(message)};
+          StatusCode::kInvalidArgument,
+          {"model.safetensors: ", std::move(message)}};
 }
 
-// `change` works on one entry of the header.
-MalformedCase Entry(std::string name, std::function<void(json&)> change,
-                    std::vector<std::string> message) {
-  constexpr char kTensor[] = "lm_head.weight";
-  message.push_back("tensor \"lm_head.weight\"");
-  return Header(
-      std::move(name), [=](json& header) { change(header[kTensor]); },
-      std::move(message));
+// `patch` is merged into the entry of lm_head.weight, F16 [10, 16], whose bytes
+// are 352 to 672.
+MalformedCase Entry(std::string name, const std::string& patch,
+                    const std::string& message) {
+  return Header("Entry" + name, R"({"lm_head.weight": )" + patch + "}",
+                "tensor \"lm_head.weight\"" + message);
 }
 
 std::string LengthPrefix(uint64_t length) {
   std::string prefix(sizeof(length), '\0');
   std::memcpy(prefix.data(), &length, sizeof(length));
   return prefix;
-}
-
-// Moves the offsets of lm_head.weight, which lie at 352 to 672.
-std::function<void(json&)> Offsets(json begin, json end) {
-  return [=](json& entry) { entry["data_offsets"] = {begin, end}; };
 }
 
 std::vector<MalformedCase> FileCases() {
@@ -313,84 +294,58 @@ std::vector<MalformedCase> FileCases() {
                R"({"b":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}} )",
                "xx"),
            {"tensor \"b\" begins at byte ", "expected a multiple of 2"}),
-      Header("MetadataIsText",
-             [](json& header) { header["__metadata__"] = "pt"; },
-             {"__metadata__: expected an object of strings"}),
-      Header("MetadataHoldsNumbers",
-             [](json& header) {
-               header["__metadata__"] = {{"a", 1}};
-             },
-             {"__metadata__: expected an object of strings"}),
-      Header("TensorIsNoObject", [](json& header) { header["x"] = 1; },
-             {"tensor \"x\": expected an object"}),
-      Header("TensorHasNoName",
-             [](json& header) { header[""] = json::object(); },
-             {"tensor \"\": expected a name of 1 to 512 bytes"}),
-      Header(
-          "TensorNameIsLong",
-          [](json& header) { header[std::string(513, 'x')] = json::object(); },
-          {"expected a name of 1 to 512 bytes"}),
-      Entry("HasAnUnknownKey", [](json& entry) { entry["strides"] = 1; },
-            {"unknown key \"strides\""}),
-      Entry("HasNoDType", [](json& entry) { entry.erase("dtype"); },
-            {"expected a string as dtype"}),
-      Entry("HasAnUnknownDType", [](json& entry) { entry["dtype"] = "F17"; },
-            {"unknown dtype \"F17\", expected one of"}),
-      Entry("HasNoShape", [](json& entry) { entry.erase("shape"); },
-            {"expected an array as shape"}),
-      Entry("HasFiveDimensions",
-            [](json& entry) {
-              entry["shape"] = {1, 1, 1, 10, 16};
-            },
-            {"shape has 5 dimensions, expected at most 4"}),
-      Entry("HasANegativeDimension",
-            [](json& entry) {
-              entry["shape"] = {-10, -16};
-            },
-            {"shape[0]: expected an integer from 0"}),
-      Entry("HasAFractionalDimension",
-            [](json& entry) {
-              entry["shape"] = {10, 16.0};
-            },
-            {"shape[1]: expected an integer from 0"}),
+      Header("MetadataIsText", R"({"__metadata__": "pt"})",
+             "__metadata__: expected an object of strings"),
+      Header("MetadataHoldsNumbers", R"({"__metadata__": {"a": 1}})",
+             "__metadata__: expected an object of strings"),
+      Header("TensorIsNoObject", R"({"x": 1})",
+             "tensor \"x\": expected an object"),
+      Header("TensorHasNoName", R"({"": {}})",
+             "tensor \"\": expected a name of 1 to 512 bytes"),
+      Header("TensorNameIsLong", "{\"" + std::string(513, 'x') + "\": {}}",
+             "expected a name of 1 to 512 bytes"),
+      Header("LeavesAHole", R"({"lm_head.weight": null})",
+             "it leaves a hole after \"model.norm.weight\""),
+      Entry("HasAnUnknownKey", R"({"strides": 1})",
+            ": unknown key \"strides\""),
+      Entry("HasNoDType", R"({"dtype": null})", ": expected a string as dtype"),
+      Entry("HasAnUnknownDType", R"({"dtype": "F17"})",
+            ": unknown dtype \"F17\", expected one of"),
+      Entry("HasNoShape", R"({"shape": null})", ": expected an array as shape"),
+      Entry("HasFiveDimensions", R"({"shape": [1, 1, 1, 10, 16]})",
+            ": shape has 5 dimensions, expected at most 4"),
+      Entry("HasANegativeDimension", R"({"shape": [-10, -16]})",
+            ": shape[0]: expected an integer from 0"),
+      Entry("HasAFractionalDimension", R"({"shape": [10, 16.0]})",
+            ": shape[1]: expected an integer from 0"),
       Entry("HasADimensionAbove2To63",
-            [](json& entry) {
-              entry["shape"] = {UINT64_MAX, 16};
-            },
-            {"shape[0]: expected an integer from 0 to 2^63 - 1"}),
-      Entry("HasAShapeThatOverflows",
-            // 2^33 * 2^31 * 2 bytes is 2^65, which would wrap to 0.
-            [](json& entry) {
-              entry["shape"] = {int64_t{1} << 33, int64_t{1} << 31};
-            },
-            {"the shape's size overflows"}),
-      Entry("HasNoOffsets", [](json& entry) { entry.erase("data_offsets"); },
-            {"expected two integers of at least 0 as data_offsets"}),
-      Entry("HasThreeOffsets",
-            [](json& entry) {
-              entry["data_offsets"] = {1, 2, 3};
-            },
-            {"expected two integers of at least 0 as data_offsets"}),
-      Entry("HasANegativeOffset", Offsets(-1, 319),
-            {"expected two integers of at least 0 as data_offsets"}),
-      Entry("HasFractionalOffsets", Offsets(352.0, 672.0),
-            {"expected two integers of at least 0 as data_offsets"}),
-      Entry("RunsBackwards", Offsets(672, 352),
-            {"data_offsets 672 to 352 run backwards"}),
-      Entry("LeavesTheFile", Offsets(352, 1 << 20), {"leave the file"}),
-      Entry("EndsAtMax", Offsets(352, UINT64_MAX), {"leave the file"}),
-      Entry("IsShorterThanItsShape", Offsets(352, 670),
-            {"hold 318 bytes, expected 320 for F16 [10, 16]"}),
-      Entry("OverlapsItsNeighbour", Offsets(350, 670),
-            {"begins at 350, expected 352: it overlaps"}),
-      Header("LeavesAHole",
-             [](json& header) { header.erase("lm_head.weight"); },
-             {"it leaves a hole after \"model.norm.weight\""}),
+            R"({"shape": [18446744073709551615, 16]})",
+            ": shape[0]: expected an integer from 0 to 2^63 - 1"),
+      // 2^33 * 2^31 * 2 bytes is 2^65, which would wrap to 0.
+      Entry("HasAShapeThatOverflows", R"({"shape": [8589934592, 2147483648]})",
+            ": the shape's size overflows"),
+      Entry("HasNoOffsets", R"({"data_offsets": null})",
+            ": expected two integers of at least 0 as data_offsets"),
+      Entry("HasThreeOffsets", R"({"data_offsets": [1, 2, 3]})",
+            ": expected two integers of at least 0 as data_offsets"),
+      Entry("HasANegativeOffset", R"({"data_offsets": [-1, 319]})",
+            ": expected two integers of at least 0 as data_offsets"),
+      Entry("HasFractionalOffsets", R"({"data_offsets": [352.0, 672.0]})",
+            ": expected two integers of at least 0 as data_offsets"),
+      Entry("RunsBackwards", R"({"data_offsets": [672, 352]})",
+            ": data_offsets 672 to 352 run backwards"),
+      Entry("LeavesTheFile", R"({"data_offsets": [352, 1048576]})",
+            ": data_offsets 352 to 1048576 leave the file"),
+      Entry("EndsAtMax", R"({"data_offsets": [352, 18446744073709551615]})",
+            ": data_offsets 352 to 18446744073709551615 leave the file"),
+      Entry("IsShorterThanItsShape", R"({"data_offsets": [352, 670]})",
+            ": data_offsets hold 318 bytes, expected 320 for F16 [10, 16]"),
+      Entry("OverlapsItsNeighbour", R"({"data_offsets": [350, 670]})",
+            " begins at 350, expected 352: it overlaps"),
   };
 }
 
-// --- Places of the files
-// --------------------------------------------------------
+// --- Places of the files ---
 
 std::vector<MalformedCase> PlaceCases() {
   return {
@@ -420,8 +375,7 @@ std::vector<MalformedCase> PlaceCases() {
   };
 }
 
-// --- Shards
-// -------------------------------------------------------------------
+// --- Shards ---
 
 // Two shards "a" and "b" of a sound model, and an index; `change` sees all.
 struct Shards {
@@ -451,84 +405,73 @@ void WriteShards(const Shards& shards, const TempDir& dir) {
   dir.Write("b.safetensors", Serialize(shards.b));
 }
 
-MalformedCase Sharded(std::string name, std::function<void(Shards&)> change,
+// `patch` is merged into a sound index; `change`, if any, works on the shards.
+MalformedCase Sharded(std::string name, std::string patch,
                       std::vector<std::string> message,
-                      StatusCode code = StatusCode::kInvalidArgument) {
+                      StatusCode code = StatusCode::kInvalidArgument,
+                      void (*change)(Shards&) = nullptr) {
   return {"Shards" + name,
-          [change](const TempDir& dir) {
+          [patch, change](const TempDir& dir) {
             Shards shards = SoundShards();
-            change(shards);
+            shards.index.merge_patch(json::parse(patch));
+            if (change != nullptr) change(shards);
             WriteShards(shards, dir);
           },
           code, std::move(message)};
 }
 
-MalformedCase ShardPath(std::string name, json path) {
-  return Sharded(
-      "Path" + std::move(name),
-      [path](Shards& shards) {
-        shards.index["weight_map"]["lm_head.weight"] = path;
-      },
-      {"index.json: weight_map: tensor \"lm_head.weight\": expected a plain "
-       "file name"});
+// The index says that tensor `name` is in file `path` (a JSON value).
+std::string InFile(const std::string& name, const std::string& path) {
+  return "{\"weight_map\": {\"" + name + "\": " + path + "}}";
+}
+
+MalformedCase ShardPath(std::string name, const std::string& path) {
+  return Sharded("Path" + name, InFile("lm_head.weight", path),
+                 {"index.json: weight_map: tensor \"lm_head.weight\": expected "
+                  "a plain file name"});
 }
 
 std::vector<MalformedCase> ShardCases() {
   return {
-      ShardPath("HasASlash", "sub/a.safetensors"),
-      ShardPath("IsAbsolute", "/etc/passwd"),
-      ShardPath("IsTheParent", ".."),
-      ShardPath("IsEmpty", ""),
-      ShardPath("IsANumber", 1),
-      ShardPath("IsLong", std::string(256, 'x')),
-      Sharded("IndexHasNoMap",
-              [](Shards& shards) { shards.index.erase("weight_map"); },
+      ShardPath("HasASlash", "\"sub/a.safetensors\""),
+      ShardPath("IsAbsolute", "\"/etc/passwd\""),
+      ShardPath("IsTheParent", "\"..\""),
+      ShardPath("IsEmpty", "\"\""),
+      ShardPath("IsANumber", "1"),
+      ShardPath("IsLong", "\"" + std::string(256, 'x') + "\""),
+      Sharded("IndexHasNoMap", R"({"weight_map": null})",
               {"index.json: weight_map: expected an object"}),
-      Sharded(
-          "IndexMapIsEmpty",
-          [](Shards& shards) { shards.index["weight_map"] = json::object(); },
-          {"index.json: weight_map: expected an object"}),
-      Sharded("AreTooMany",
+      Sharded("IndexMapIsAList", R"({"weight_map": []})",
+              {"index.json: weight_map: expected an object"}),
+      Sharded("AreTooMany", "{}",
+              {"weight_map names 1002 files, expected at most 1000"},
+              StatusCode::kInvalidArgument,
               [](Shards& shards) {
                 for (int i = 0; i < 1000; ++i) {
-                  const std::string name = std::to_string(i);
-                  shards.index["weight_map"][name] = name;
+                  const std::string file = std::to_string(i);
+                  shards.index["weight_map"][file] = file;
                 }
-              },
-              {"weight_map names 1002 files, expected at most 1000"}),
-      Sharded(
-          "AreIncomplete",
-          [](Shards& shards) {
-            shards.index["weight_map"]["x"] = "c.safetensors";
-          },
-          {"c.safetensors: No such file"}, StatusCode::kNotFound),
-      Sharded("LackATensor",
-              [](Shards& shards) {
-                shards.index["weight_map"]["x"] = "b.safetensors";
-              },
+              }),
+      Sharded("AreIncomplete", InFile("x", "\"c.safetensors\""),
+              {"c.safetensors: No such file"}, StatusCode::kNotFound),
+      Sharded("LackATensor", InFile("x", "\"b.safetensors\""),
               {"b.safetensors: tensor \"x\" is missing", "index.json"}),
       Sharded("HoldATensorInTheWrongFile",
-              [](Shards& shards) {
-                shards.index["weight_map"]["lm_head.weight"] = "b.safetensors";
-              },
+              InFile("lm_head.weight", "\"b.safetensors\""),
               {"b.safetensors: tensor \"lm_head.weight\" is missing"}),
-      Sharded("HoldATensorTwice",
-              [](Shards& shards) { shards.b.push_back(shards.a[2]); },
+      Sharded("HoldATensorTwice", "{}",
               {"b.safetensors: tensor \"lm_head.weight\" is also in",
-               "a.safetensors"}),
-      Sharded("HoldATensorThatTheIndexLacks",
-              [](Shards& shards) {
-                shards.index["weight_map"].erase("lm_head.weight");
-              },
+               "a.safetensors"},
+              StatusCode::kInvalidArgument,
+              [](Shards& shards) { shards.b.push_back(shards.a[2]); }),
+      Sharded("HoldATensorThatTheIndexLacks", InFile("lm_head.weight", "null"),
               {"a.safetensors: tensor \"lm_head.weight\" is not named in"}),
   };
 }
 
-// --- Tensors of the model
-// ---------------------------------------------------------
+// --- Tensors of the model ---
 
-MalformedCase Model(std::string name,
-                    std::function<void(ModelDirectory&)> change,
+MalformedCase Model(std::string name, void (*change)(ModelDirectory&),
                     std::vector<std::string> message) {
   message.push_back("model.safetensors");
   return {"Model" + name,
@@ -541,21 +484,28 @@ MalformedCase Model(std::string name,
 }
 
 MalformedCase Missing(std::string name, std::string tensor,
-                      std::string expected) {
-  MalformedCase malformed =
-      Model("Lacks" + std::move(name),
-            [=](ModelDirectory& model) { model.Remove(tensor); },
-            {"tensor \"" + tensor + "\" is missing, expected " + expected});
-  malformed.message.pop_back();  // no file holds it: the directory is named
-  return malformed;
+                      const std::string& expected) {
+  return {"ModelLacks" + name,
+          [tensor](const TempDir& dir) {
+            ModelDirectory model;
+            model.Remove(tensor);
+            model.WriteTo(dir);
+          },
+          StatusCode::kInvalidArgument,
+          {"tensor \"" + tensor + "\" is missing, expected " + expected}};
 }
 
+// `tensor` has `shape` instead of its own.
 MalformedCase Shaped(std::string name, std::string tensor,
-                     std::vector<int64_t> shape, std::string message) {
-  return Model(
-      "Shape" + std::move(name),
-      [=](ModelDirectory& model) { model.tensor(tensor).shape = shape; },
-      {"tensor \"" + tensor + "\" is " + message});
+                     std::vector<int64_t> shape, const std::string& message) {
+  return {"ModelShape" + name,
+          [tensor, shape](const TempDir& dir) {
+            ModelDirectory model;
+            model.tensor(tensor).shape = shape;
+            model.WriteTo(dir);
+          },
+          StatusCode::kInvalidArgument,
+          {"model.safetensors: tensor \"" + tensor + "\" is " + message}};
 }
 
 std::vector<MalformedCase> ModelCases() {
@@ -598,7 +548,7 @@ std::vector<MalformedCase> ModelCases() {
             },
             {"tensor \"model.layers.1.x\" is not expected in this model"}),
       Model("HasASuperfluousBias",
-            [&](ModelDirectory& model) {
+            [](ModelDirectory& model) {
               model.tensors.push_back(
                   {"model.layers.0.self_attn.q_proj.bias", "F16", {16}});
             },
@@ -632,8 +582,7 @@ std::vector<MalformedCase> ModelCases() {
   };
 }
 
-// --- All of them
-// ------------------------------------------------------------------
+// --- All of them ---
 
 std::vector<MalformedCase> AllCases() {
   std::vector<MalformedCase> all;
@@ -668,8 +617,7 @@ TEST(MalformedModelsTest, TheModelThatTheyStartFromIsSound) {
   EXPECT_EQ(LoadModel(sharded.path()), absl::OkStatus());
 }
 
-// --- Damage at random
-// -------------------------------------------------------------
+// --- Damage at random ---
 
 // Opens `file` and touches every byte of every tensor that it claims to have.
 void OpenAndRead(const TempDir& dir, const std::string& file) {
