@@ -1,0 +1,46 @@
+"""Models too large for one device: parameters, gradients and optimizer state
+are sharded over the processes (PyTorch's fully_shard).
+
+Untested on GPUs. Every process still reads both models into its own memory
+first, in float32.
+"""
+
+try:
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions, get_model_state_dict, get_optimizer_state_dict,
+        set_model_state_dict, set_optimizer_state_dict)
+    from torch.distributed.fsdp import fully_shard
+except ImportError as error:
+    raise SystemExit("--fsdp needs PyTorch 2.6 or later") from error
+
+from .parallel import DataParallel
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class ShardedProcesses(DataParallel):
+    """As DataParallel for the trainer, but no process holds a whole model."""
+
+    def __init__(self, device):
+        super().__init__("nccl" if device.type == "cuda" else "gloo")
+
+    def place(self, model):
+        for layer in model.model.layers:
+            fully_shard(layer)
+        return fully_shard(model)
+
+    def average_gradients(self, parameters):
+        pass  # fully_shard averages in the backward pass
+
+    def full_state(self, model, optimizer):
+        return (get_model_state_dict(model, options=_FULL),
+                optimizer and get_optimizer_state_dict(model, optimizer,
+                                                       options=_FULL))
+
+    def load_full_state(self, model, optimizer, model_state, optimizer_state):
+        self.load_full_model(model, model_state)
+        set_optimizer_state_dict(model, optimizer, optimizer_state,
+                                 options=_FULL)
+
+    def load_full_model(self, model, model_state):
+        set_model_state_dict(model, model_state, options=_FULL)

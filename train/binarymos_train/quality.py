@@ -1,0 +1,105 @@
+"""Perplexities, and what samples of a model look like: how many of their words
+occur in the training text, and how often they repeat themselves."""
+
+import argparse
+import collections
+import re
+
+import torch
+
+from .checkpoint import load_model
+from .data import load_tokenizer
+from .perplexity import perplexity, read_protocol_tokens
+
+_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+# Half of the samples start from nothing, half from a common opening.
+PROMPTS = ("", "Once upon a time")
+
+
+def words(text):
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def most_repeated(sequence, length=4):
+    """How often the commonest run of `length` entries occurs."""
+    runs = collections.Counter(
+        tuple(sequence[i:i + length])
+        for i in range(len(sequence) - length + 1))
+    return max(runs.values(), default=0)
+
+
+def sample(model, prompts, count, temperature, seed, eos):
+    """[len(prompts), count] new token ids; the end of a text is never drawn.
+    Rows advance together, so prompts must have one length."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.tensor(prompts)
+    with torch.no_grad():
+        for _ in range(count):
+            logits = model(tokens)[0][:, -1] / temperature
+            logits[:, eos] = float("-inf")
+            drawn = torch.multinomial(logits.softmax(-1), 1,
+                                      generator=generator)
+            tokens = torch.cat((tokens, drawn), dim=1)
+    return tokens[:, -count:].tolist()
+
+
+def sample_report(model, tokenizer, known, args):
+    """Draws args.samples texts; returns (known words, words, the worst
+    repetition in any sample, the texts)."""
+    texts = []
+    for index, prompt in enumerate(PROMPTS):
+        count = args.samples // len(PROMPTS)
+        start = [tokenizer.bos_id()] + tokenizer.encode(prompt)
+        rows = sample(model, [start] * count, args.tokens, args.temperature,
+                      args.seed + index, tokenizer.eos_id())
+        texts += [tokenizer.decode(row) for row in rows]
+    hits = total = worst = 0
+    for text in texts:
+        found = words(text)
+        worst = max(worst, most_repeated(found))
+        found = found[:-1]  # the last word may be cut off
+        hits += sum(word in known for word in found)
+        total += len(found)
+    return hits, total, worst, texts
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="binarymos_train.quality",
+                                     description=__doc__)
+    add = parser.add_argument
+    add("model", nargs="+", help="directories in the published layout")
+    add("--train", required=True, help="training text")
+    add("--valid", required=True, help="held-out text")
+    add("--samples", type=int, default=50)
+    add("--tokens", type=int, default=128)
+    add("--temperature", type=float, default=0.8)
+    add("--seed", type=int, default=0)
+    add("--show", type=int, default=0, help="samples to print")
+    args = parser.parse_args(argv)
+    with open(args.train, encoding="utf-8") as file:
+        known = set(words(file.read()))
+    with open(args.valid, encoding="utf-8") as file:
+        held_out = words(file.read())
+    share = sum(word in known for word in held_out) / len(held_out)
+    print(f"held-out text: {share:.2%} of its words occur in the training "
+          "text")
+    for path in args.model:
+        model = load_model(path).eval()
+        tokenizer = load_tokenizer(path)
+        window = min(2048, model.config.max_position_embeddings)
+        figures = [perplexity(model, read_protocol_tokens(file, path), window)
+                   for file in (args.train, args.valid)]
+        hits, total, worst, texts = sample_report(model, tokenizer, known,
+                                                  args)
+        print(f"{path}: perplexity train {figures[0]:.2f}, held-out "
+              f"{figures[1]:.2f}; {args.samples} samples of {args.tokens} "
+              f"tokens at temperature {args.temperature}: {hits / total:.2%} "
+              f"of {total} words known, no 4 words in a row more than {worst} "
+              "times in a sample", flush=True)
+        for text in texts[::max(1, len(texts) // max(1, args.show))][
+                :args.show]:
+            print("---\n" + text)
+
+
+if __name__ == "__main__":
+    main()
