@@ -5,15 +5,19 @@ Untested on GPUs. Every process still reads both models into its own memory
 first, in float32.
 """
 
-try:
-    from torch.distributed.checkpoint.state_dict import (
-        StateDictOptions, get_model_state_dict, get_optimizer_state_dict,
-        set_model_state_dict, set_optimizer_state_dict)
-    from torch.distributed.fsdp import fully_shard
-except ImportError as error:
-    raise SystemExit("--fsdp needs PyTorch 2.6 or later") from error
+import torch
 
-from .parallel import DataParallel
+# Before the imports below: PyTorch 1.13's own fail on Python 3.11.
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+    raise SystemExit("--fsdp needs PyTorch 2.6 or later, this is "
+                     + torch.__version__)
+
+from torch.distributed.checkpoint.state_dict import (  # noqa: E402
+    StateDictOptions, get_model_state_dict, get_optimizer_state_dict,
+    set_model_state_dict, set_optimizer_state_dict)
+from torch.distributed.fsdp import fully_shard  # noqa: E402
+
+from .parallel import DataParallel  # noqa: E402
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
