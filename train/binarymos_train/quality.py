@@ -63,42 +63,51 @@ def sample_report(model, tokenizer, known, args):
     return hits, total, worst, texts
 
 
-def main(argv=None):
+def measure(path, args):
+    """The figures of one model, and its sampled texts."""
+    model, tokenizer = load_model(path).eval(), load_tokenizer(path)
+    window = min(2048, model.config.max_position_embeddings)
+    train, valid = (
+        perplexity(model, read_protocol_tokens(file, path), window)
+        for file in (args.train, args.valid))
+    with open(args.train, encoding="utf-8") as file:
+        known = set(words(file.read()))
+    hits, total, worst, texts = sample_report(model, tokenizer, known, args)
+    return {"train": train, "valid": valid, "known": hits / total,
+            "words": total, "worst": worst, "texts": texts}
+
+
+def parse_arguments(argv):
     parser = argparse.ArgumentParser(prog="binarymos_train.quality",
                                      description=__doc__)
     add = parser.add_argument
     add("model", nargs="+", help="directories in the published layout")
     add("--train", required=True, help="training text")
     add("--valid", required=True, help="held-out text")
-    add("--samples", type=int, default=50)
+    add("--samples", type=int, default=50, help="an even number (default 50)")
     add("--tokens", type=int, default=128)
     add("--temperature", type=float, default=0.8)
     add("--seed", type=int, default=0)
     add("--show", type=int, default=0, help="samples to print")
     args = parser.parse_args(argv)
-    with open(args.train, encoding="utf-8") as file:
-        known = set(words(file.read()))
-    with open(args.valid, encoding="utf-8") as file:
-        held_out = words(file.read())
-    share = sum(word in known for word in held_out) / len(held_out)
-    print(f"held-out text: {share:.2%} of its words occur in the training "
-          "text")
+    if args.samples < len(PROMPTS) or args.samples % len(PROMPTS):
+        parser.error(f"--samples must be a multiple of {len(PROMPTS)}")
+    return args
+
+
+def main(argv=None):
+    """Prints and returns the figures, by model directory."""
+    args, figures = parse_arguments(argv), {}
     for path in args.model:
-        model = load_model(path).eval()
-        tokenizer = load_tokenizer(path)
-        window = min(2048, model.config.max_position_embeddings)
-        figures = [perplexity(model, read_protocol_tokens(file, path), window)
-                   for file in (args.train, args.valid)]
-        hits, total, worst, texts = sample_report(model, tokenizer, known,
-                                                  args)
-        print(f"{path}: perplexity train {figures[0]:.2f}, held-out "
-              f"{figures[1]:.2f}; {args.samples} samples of {args.tokens} "
-              f"tokens at temperature {args.temperature}: {hits / total:.2%} "
-              f"of {total} words known, no 4 words in a row more than {worst} "
-              "times in a sample", flush=True)
-        for text in texts[::max(1, len(texts) // max(1, args.show))][
-                :args.show]:
+        f = figures[path] = measure(path, args)
+        print(f"{path}: perplexity train {f['train']:.2f}, held-out "
+              f"{f['valid']:.2f}; {args.samples} samples of {args.tokens} "
+              f"tokens at temperature {args.temperature}: {f['known']:.2%} of "
+              f"{f['words']} words known, no 4 words in a row more than "
+              f"{f['worst']} times in a sample", flush=True)
+        for text in f["texts"][:args.show]:
             print("---\n" + text)
+    return figures
 
 
 if __name__ == "__main__":
