@@ -275,8 +275,11 @@ class ServingTest(unittest.TestCase):
         def stream(prompt):
             try:
                 with self.server.channel() as channel:
+                    # grpcio 1.51 has been seen to report ENOENT for one of
+                    # many connects at once; a waiting call tries again.
                     samples, _, _ = collect(stubs.InferenceStub(
-                        channel).GenerateStream(request(prompt, 32)))
+                        channel).GenerateStream(request(prompt, 32),
+                                                wait_for_ready=True))
                     together[prompt] = samples[0][1]
             except grpc.RpcError as error:
                 errors.append(error)
