@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/engine_bench.h"
+#include "bench/linear_bench.h"
 #include "bench/load_client.h"
 #include "bench/scheduler_bench.h"
 #include "bench/serve_bench.h"
@@ -23,6 +24,7 @@ struct BenchOptions {
   std::string shape;   // synthesize one, if no model is given
   std::string server;  // of `load`
   Workload workload;
+  LinearBenchOptions linear;
   std::vector<int> streams = {1, 16};
   std::vector<int> running = {16, 64, 256};
   int waiting = 1024;
@@ -149,6 +151,24 @@ int RunScheduler(const BenchOptions& options) {
   return kExitOk;
 }
 
+int RunLinear(const BenchOptions& options) {
+  const absl::Status status = RunLinearBench(options.linear);
+  return status.ok() ? kExitOk : Fail(status);
+}
+
+void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
+  app.add_option("--device", options.device, "auto, cpu, cuda[:n]");
+  app.add_option("--threads", options.num_threads, "CPU threads; 0: all")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--activation-bits", options.activation_bits,
+                 "8, 12, 14 or 16; 0: the device's default");
+  app.add_option("--kinds", options.kinds, "binarymos, onebit, float16");
+  app.add_option("--tokens", options.tokens, "One row for each number")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--repeats", options.repeats)->check(CLI::PositiveNumber);
+  app.add_flag("--json", options.json);
+}
+
 void AddEngineFlags(CLI::App& app, BenchOptions& options) {
   app.add_option("--model", options.engine.model_dir, "Model directory");
   app.add_option("--shape", options.shape,
@@ -185,6 +205,10 @@ Command AddBenchCommand(CLI::App& app) {
     each->add_option("--repeats", options->repeats)->check(CLI::PositiveNumber);
   }
 
+  CLI::App* linear = bench->add_subcommand(
+      "linear", "One linear layer in the shapes of LLaMA 7B");
+  AddLinearFlags(*linear, options->linear);
+
   CLI::App* load =
       bench->add_subcommand("load", "Load a running server with streams");
   load->add_option("--server", options->server)->default_val("127.0.0.1:9000");
@@ -205,6 +229,7 @@ Command AddBenchCommand(CLI::App& app) {
             if (engine->parsed()) return RunEngine(*options);
             if (serve->parsed()) return RunServe(*options);
             if (load->parsed()) return RunLoad(*options);
+            if (linear->parsed()) return RunLinear(*options);
             return RunScheduler(*options);
           }};
 }

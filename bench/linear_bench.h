@@ -1,0 +1,28 @@
+// The time of one linear layer in the shapes of LLaMA 7B, beside what memory
+// gives in the same process.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace binarymos {
+
+struct LinearBenchOptions {
+  std::string device = "auto";                     // as of `serve`
+  int num_threads = 0;                             // 0: all
+  int activation_bits = 0;                         // 0: the device's default
+  std::vector<std::string> kinds = {"binarymos"};  // onebit, float16
+  std::vector<int> tokens = {1, 8, 32, 128};       // rows of a batch
+  int repeats = 5;
+  bool json = false;
+};
+
+// Prints a table (or JSON) to stdout: median and spread of `repeats` runs in
+// random order, GB/s of packed weights and multiply-adds per second. Every call
+// takes another copy of the layer, so that weights come from memory.
+// INVALID_ARGUMENT for an unknown kind; errors of CreateBackend and Pack.
+absl::Status RunLinearBench(const LinearBenchOptions& options);
+
+}  // namespace binarymos
