@@ -17,11 +17,26 @@ function(binarymos_test name)
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE binarymos_options ${ARG_DEPS}
                                         GTest::gmock GTest::gtest_main)
+  binarymos_show_locks(${name})
   if(BINARYMOS_SANITIZE)
     # GCC 12 sees uninitialized memory in std::regex once it is instrumented.
     target_compile_options(${name} PRIVATE -Wno-maybe-uninitialized)
+    # One process for all cases: starting one takes a second there.
+    add_test(NAME ${name} COMMAND ${name} --gtest_brief=1)
+    set_tests_properties(${name} PROPERTIES TIMEOUT 1800)
+  else()
+    include(GoogleTest)
+    gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST
+                         PROPERTIES TIMEOUT 300)
   endif()
-  include(GoogleTest)
-  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST
-                       PROPERTIES TIMEOUT 300)
+endfunction()
+
+# binarymos_show_locks(program): lets ThreadSanitizer see the locks of
+# libraries that are not built for it.
+function(binarymos_show_locks program)
+  if(BINARYMOS_SANITIZE STREQUAL "thread")
+    target_sources(${program} PRIVATE
+      ${PROJECT_SOURCE_DIR}/tests/sanitizers/absl_mutex_tsan.cc)
+    target_link_libraries(${program} PRIVATE absl::synchronization dl)
+  endif()
 endfunction()

@@ -9,9 +9,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/build_env.sh"
 preset="${1:-auto}"
 programs=("${@:2}")
 
-# What the sanitizers overlook and why is in these files.
+# What the sanitizers overlook and why is in these files. Memory that an
+# uninstrumented library touches is not ours to judge; its locks are seen.
 suppressions="$root/tests/sanitizers"
-export TSAN_OPTIONS="suppressions=$suppressions/tsan.txt:halt_on_error=1:second_deadlock_stack=1:${TSAN_OPTIONS:-}"
+export TSAN_OPTIONS="suppressions=$suppressions/tsan.txt:ignore_noninstrumented_modules=1:halt_on_error=1:second_deadlock_stack=1:${TSAN_OPTIONS:-}"
 export LSAN_OPTIONS="suppressions=$suppressions/lsan.txt:print_suppressions=0:${LSAN_OPTIONS:-}"
 export ASAN_OPTIONS="detect_stack_use_after_return=1:${ASAN_OPTIONS:-}"
 export UBSAN_OPTIONS="print_stacktrace=1:${UBSAN_OPTIONS:-}"

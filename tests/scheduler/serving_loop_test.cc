@@ -18,6 +18,14 @@ namespace {
 
 constexpr MonotonicTime kNow{std::chrono::seconds(1000)};
 
+// What a stream signals. The stream's owner may still be inside on_ready when
+// its reader has seen all and gone.
+struct Wake {
+  Mutex mutex;
+  CondVar changed;
+  bool ready ABSL_GUARDED_BY(mutex) = false;
+};
+
 // A request and what its reader has seen.
 class Client {
  public:
@@ -25,10 +33,10 @@ class Client {
          int num_samples = 1)
       : request_(MakeRequest(id, num_prompt_tokens, max_tokens)) {
     request_->num_samples = num_samples;
-    request_->stream = std::make_shared<TokenStream>([this] {
-      MutexLock lock(mutex_);
-      ready_ = true;
-      changed_.NotifyOne();
+    request_->stream = std::make_shared<TokenStream>([wake = wake_] {
+      MutexLock lock(wake->mutex);
+      wake->ready = true;
+      wake->changed.NotifyOne();
     });
   }
 
@@ -57,9 +65,9 @@ class Client {
     while (true) {
       Read();
       if (done() || ended()) return;
-      MutexLock lock(mutex_);
-      while (!ready_) changed_.Wait(mutex_);
-      ready_ = false;
+      MutexLock lock(wake_->mutex);
+      while (!wake_->ready) wake_->changed.Wait(wake_->mutex);
+      wake_->ready = false;
     }
   }
   void ReadToEnd() {
@@ -87,9 +95,7 @@ class Client {
 
  private:
   std::shared_ptr<Request> request_;
-  Mutex mutex_;
-  CondVar changed_;
-  bool ready_ ABSL_GUARDED_BY(mutex_) = false;
+  std::shared_ptr<Wake> wake_ = std::make_shared<Wake>();
   std::vector<TokenEvent> events_;
   std::vector<TokenId> tokens_;
   std::vector<Finish> finishes_;

@@ -121,9 +121,10 @@ TEST(TextExecutorTest, EveryScheduleIsSeenByALaterRun) {
 
 TEST(TextExecutorTest, BusyJobLetsOthersHaveATurn) {
   Counter other;
+  Counter last;
   std::atomic<bool> stop{false};
+  std::shared_ptr<FunctionJob> busy;  // outlives the executor that runs it
   TextExecutor executor(1);
-  std::shared_ptr<FunctionJob> busy;
   busy = std::make_shared<FunctionJob>([&] {
     if (!stop) executor.Schedule(busy);
   });
@@ -131,10 +132,8 @@ TEST(TextExecutorTest, BusyJobLetsOthersHaveATurn) {
   executor.Post([&] { other.Add(); });
   other.WaitFor(1);
   stop = true;
-  Counter last;
   executor.Post([&] { last.Add(); });
   last.WaitFor(1);
-  executor.Post([&] { busy.reset(); });
 }
 
 }  // namespace
