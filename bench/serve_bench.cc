@@ -2,8 +2,10 @@
 
 #include <array>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -33,9 +35,13 @@ absl::StatusOr<std::string> OutputOf(const std::string& command) {
 
 absl::StatusOr<RunResult> RunThroughServer(Server& server,
                                            const Workload& workload) {
+  // By name: in popen's shell, /proc/self would be the shell.
+  std::error_code error;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", error);
+  if (error) return absl::UnavailableError("/proc/self/exe cannot be read");
   const double cpu_before = ProcessCpuSeconds();
   absl::StatusOr<std::string> output = OutputOf(absl::StrCat(
-      "/proc/self/exe bench load --json --server 127.0.0.1:",
+      "'", program.string(), "' bench load --json --server 127.0.0.1:",
       server.grpc_port(), " --streams ", workload.streams, " --prompt-tokens ",
       workload.prompt_tokens, " --output-tokens ", workload.output_tokens));
   if (!output.ok()) return output.status();

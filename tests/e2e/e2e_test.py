@@ -585,6 +585,18 @@ class CommandTest(unittest.TestCase):
         self.assertEqual(
             run("health", "--server", "127.0.0.1:1").returncode, 1)
 
+    def test_the_same_workload_runs_in_process_and_through_grpc(self):
+        done = run("bench", "serve", "--shape", "tiny", "--streams", "2",
+                   "--repeats", "1", "--output-tokens", "4",
+                   timeout=60 * OPTIONS.slow)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"\n +2 +[0-9.]+ +[0-9.]+ +[0-9.]+%")
+
+    def test_a_benchmark_of_an_unknown_kind_is_refused(self):
+        done = run("bench", "linear", "--kinds", "ternary")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("ternary", done.stderr)
+
     def test_print_config_shows_values_and_origins(self):
         config = OPTIONS.work / "good.toml"
         config.write_text('drain-timeout = "7s"\n', encoding="utf-8")
