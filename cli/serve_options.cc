@@ -11,6 +11,9 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
   table.AddText({group, "served-model-name",
                  "Name that requests use; default: last part of the path"},
                 &served_model_name);
+  table.AddSwitch({group, "verify",
+                   "Compare every file with the model's manifest.json first"},
+                  &engine.verify);
   table.AddText({group, "device", "auto, cpu, cuda or cuda:<n>"},
                 &engine.device);
   table.AddInt({group, "threads", "CPU threads; 0: all available"},

@@ -46,7 +46,8 @@ Command AddSynthesizeCommand(CLI::App& app) {
       ->capture_default_str();
   synthesize
       ->add_option("--quant-method", options->quant_method,
-                   "binarymos or float16")
+                   "binarymos, float16, or binarymos-training: a source for "
+                   "convert")
       ->capture_default_str();
   synthesize->add_option("--seed", options->seed, "Same seed, same bytes")
       ->capture_default_str();

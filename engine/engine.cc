@@ -10,6 +10,7 @@
 #include "engine/backend/backend_factory.h"
 #include "engine/kv_cache.h"
 #include "engine/llama_runner.h"
+#include "engine/manifest.h"
 #include "engine/model/checkpoint.h"
 #include "engine/model/llama.h"
 #include "engine/model/llama_config.h"
@@ -240,6 +241,10 @@ class LlamaEngine : public Engine {
 absl::Status LlamaEngine::Load(const EngineOptions& options) {
   if (absl::Status status = ValidateOptions(options); !status.ok()) {
     return status;
+  }
+  if (options.verify) {
+    const absl::Status status = VerifyManifest(options.model_dir);
+    if (!status.ok()) return status;
   }
   absl::StatusOr<LlamaWeights> weights = LoadWeights(options);
   if (!weights.ok()) return weights.status();

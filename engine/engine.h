@@ -15,6 +15,8 @@ namespace binarymos {
 
 struct EngineOptions {
   std::string model_dir;
+  // Compare every file with manifest.json first (engine/manifest.h).
+  bool verify = false;
   // As in engine/backend/backend_factory.h.
   std::string device = "auto";
   int num_threads = 0;
@@ -58,8 +60,9 @@ class Engine {
  public:
   // Loads and warms up. INVALID_ARGUMENT or NOT_FOUND for a model directory or
   // option that is not right (the message names file, tensor and what was
-  // expected), RESOURCE_EXHAUSTED with the arithmetic if memory is short,
-  // UNAVAILABLE for a device that is not there.
+  // expected), DATA_LOSS for a file that is not as the manifest says,
+  // RESOURCE_EXHAUSTED with the arithmetic if memory is short, UNAVAILABLE for a
+  // device that is not there.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(
       const EngineOptions& options);
 

@@ -1,17 +1,7 @@
 #include "engine/synthesize.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <filesystem>
-#include <optional>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -20,7 +10,8 @@
 #include "engine/core/float16.h"
 #include "engine/core/tensor.h"
 #include "engine/model/llama_config.h"
-#include "engine/model/regular_file.h"
+#include "engine/output_directory.h"
+#include "engine/safetensors_writer.h"
 #include "engine/synthetic_tokenizer.h"
 
 namespace binarymos {
@@ -28,6 +19,7 @@ namespace {
 
 constexpr int kBos = 1;
 constexpr int kEos = 2;
+constexpr const char* kTraining = "binarymos-training";
 
 // xorshift64*, seeded through splitmix64.
 class Random {
@@ -52,15 +44,9 @@ class Random {
 // A tensor to write: random bits (U8), or F16 values that are uniform around
 // `mean`.
 struct TensorPlan {
-  std::string name;
-  DType dtype = DType::kF16;
-  Shape shape;
+  TensorSpec spec;
   double mean = 0;
   double deviation = 0;  // standard deviation
-
-  size_t bytes() const {
-    return static_cast<size_t>(shape.num_elements()) * SizeOf(dtype);
-  }
 };
 
 // --- What to write ---
@@ -99,6 +85,9 @@ std::string ConfigJson(const SyntheticShape& shape) {
                     "  \"quantization_config\": {\"quant_method\": "
                     "\"binarymos\", \"num_experts\": ",
                     shape.num_experts, ", \"version\": 1},\n");
+  }
+  if (shape.quant_method == kTraining) {
+    absl::StrAppend(&json, "  \"num_expert\": ", shape.num_experts, ",\n");
   }
   const auto boolean = [](bool value) { return value ? "true" : "false"; };
   absl::StrAppend(
@@ -159,11 +148,17 @@ class ModelPlan {
   void Linear(const std::string& name, int64_t in, int64_t out, double gain,
               bool bias) {
     const double scale = gain / std::sqrt(in);
-    if (config_.quant_method == QuantMethod::kFloat16) {
+    if (shape_.quant_method != "binarymos") {
       Value(name + ".weight", {out, in}, 0, scale);
-    } else {
+    }
+    if (shape_.quant_method == kTraining) {
       const int64_t experts = config_.num_experts;
-      tensors_.push_back({name + ".sign", DType::kU8, {out, in / 8}});
+      Value(name + ".gate_linear.weight", {experts, in}, 0, 1 / std::sqrt(in));
+      Value(name + ".in_channel_scale", {experts, in}, 1, 0.1);
+      Value(name + ".out_channel_scale", {experts, out}, scale, 0.1 * scale);
+    } else if (shape_.quant_method == "binarymos") {
+      const int64_t experts = config_.num_experts;
+      tensors_.push_back({{name + ".sign", DType::kU8, {out, in / 8}}});
       if (shape_.router) {
         Value(name + ".gate", {experts, in}, 0, 1 / std::sqrt(in));
       }
@@ -178,7 +173,8 @@ class ModelPlan {
   }
 
   void Value(std::string name, Shape shape, double mean, double deviation) {
-    tensors_.push_back({std::move(name), DType::kF16, shape, mean, deviation});
+    tensors_.push_back(
+        {{std::move(name), DType::kF16, shape}, mean, deviation});
   }
 
   const SyntheticShape& shape_;
@@ -186,80 +182,12 @@ class ModelPlan {
   std::vector<TensorPlan> tensors_;
 };
 
-// Header of a safetensors file with `tensors` one after the other.
-std::string SafetensorsHeader(const std::vector<TensorPlan>& tensors) {
-  std::string json = "{\"__metadata__\":{\"format\":\"pt\"}";
-  size_t offset = 0;
-  for (const TensorPlan& tensor : tensors) {
-    absl::StrAppend(
-        &json, ",\"", tensor.name, "\":{\"dtype\":\"", Name(tensor.dtype),
-        "\",\"shape\":", tensor.shape.ToString(), ",\"data_offsets\":[", offset,
-        ",", offset + tensor.bytes(), "]}");
-    offset += tensor.bytes();
-  }
-  json += '}';
-  json.resize((json.size() + 7) / 8 * 8, ' ');  // aligns the data
-  const uint64_t length = json.size();
-  std::string header(sizeof(length), '\0');
-  std::memcpy(header.data(), &length, sizeof(length));
-  return header + json;
-}
-
 // --- Writing ---
-
-// A new file. Not usable after an error.
-class OutputFile {
- public:
-  static absl::StatusOr<OutputFile> Create(std::string path) {
-    const int fd =
-        open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    if (fd < 0) return ErrnoStatus(errno, "create", path);
-    return OutputFile(fd, std::move(path));
-  }
-  OutputFile(OutputFile&& other) noexcept
-      : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
-  OutputFile& operator=(OutputFile&&) = delete;
-  ~OutputFile() {
-    if (fd_ >= 0) close(fd_);
-  }
-
-  absl::Status Write(const void* data, size_t bytes) {
-    const auto* next = static_cast<const char*>(data);
-    while (bytes > 0) {
-      const ssize_t n = write(fd_, next, bytes);
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0) return ErrnoStatus(errno, "write", path_);
-      next += n;
-      bytes -= static_cast<size_t>(n);
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status Close() {
-    if (close(std::exchange(fd_, -1)) == 0) return absl::OkStatus();
-    return ErrnoStatus(errno, "close", path_);
-  }
-
- private:
-  OutputFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
-
-  int fd_;
-  std::string path_;
-};
-
-absl::Status WriteFile(const std::string& path, const std::string& content) {
-  absl::StatusOr<OutputFile> file = OutputFile::Create(path);
-  if (!file.ok()) return file.status();
-  if (auto status = file->Write(content.data(), content.size()); !status.ok()) {
-    return status;
-  }
-  return file->Close();
-}
 
 // Fills `words` with four F16 values each, or with random bits.
 void FillRandom(const TensorPlan& tensor, Random& random,
                 std::vector<uint64_t>& words) {
-  if (tensor.dtype == DType::kU8) {
+  if (tensor.spec.dtype == DType::kU8) {
     std::generate(words.begin(), words.end(), [&] { return random.Next(); });
     return;
   }
@@ -278,15 +206,15 @@ void FillRandom(const TensorPlan& tensor, Random& random,
 }
 
 absl::Status WriteTensor(const TensorPlan& tensor, uint64_t seed,
-                         OutputFile& file) {
+                         SafetensorsWriter& writer) {
   constexpr size_t kChunkBytes = 1 << 20;
   Random random(seed);
   std::vector<uint64_t> words;
-  for (size_t written = 0; written < tensor.bytes();) {
-    const size_t bytes = std::min(kChunkBytes, tensor.bytes() - written);
+  for (size_t written = 0; written < tensor.spec.bytes();) {
+    const size_t bytes = std::min(kChunkBytes, tensor.spec.bytes() - written);
     words.resize((bytes + sizeof(uint64_t) - 1) / sizeof(uint64_t));
     FillRandom(tensor, random, words);
-    if (auto status = file.Write(words.data(), bytes); !status.ok()) {
+    if (auto status = writer.Append(words.data(), bytes); !status.ok()) {
       return status;
     }
     written += bytes;
@@ -294,65 +222,25 @@ absl::Status WriteTensor(const TensorPlan& tensor, uint64_t seed,
   return absl::OkStatus();
 }
 
-absl::Status WriteSafetensors(const std::string& path,
-                              std::vector<TensorPlan> tensors, uint64_t seed) {
-  // F16 first: bytes of signs may be odd in number.
-  std::stable_partition(
-      tensors.begin(), tensors.end(),
-      [](const TensorPlan& tensor) { return tensor.dtype == DType::kF16; });
-  absl::StatusOr<OutputFile> file = OutputFile::Create(path);
+absl::Status WriteTensors(const OutputDirectory& directory,
+                          const std::vector<TensorPlan>& tensors,
+                          uint64_t seed) {
+  std::vector<TensorSpec> specs;
+  for (const TensorPlan& tensor : tensors) specs.push_back(tensor.spec);
+  absl::StatusOr<OutputFile> file = directory.CreateFile(ShardName(0, 1));
   if (!file.ok()) return file.status();
-  const std::string header = SafetensorsHeader(tensors);
-  absl::Status status = file->Write(header.data(), header.size());
+  absl::StatusOr<SafetensorsWriter> writer =
+      SafetensorsWriter::Create(*std::move(file), specs);
+  if (!writer.ok()) return writer.status();
   Random seeds(seed);
   for (const TensorPlan& tensor : tensors) {
-    if (!status.ok()) return status;
-    status = WriteTensor(tensor, seeds.Next(), *file);
+    if (auto status = WriteTensor(tensor, seeds.Next(), *writer);
+        !status.ok()) {
+      return status;
+    }
   }
-  return status.ok() ? file->Close() : status;
+  return writer->Close();
 }
-
-// A directory beside the one to be written, removed unless it becomes it.
-class TemporaryDirectory {
- public:
-  static absl::StatusOr<TemporaryDirectory> CreateBeside(
-      const std::string& target) {
-    for (int attempt = 0;; ++attempt) {
-      const std::string path =
-          absl::StrCat(target, ".tmp-", getpid(), "-", attempt);
-      if (mkdir(path.c_str(), 0777) == 0) return TemporaryDirectory(path);
-      if (errno != EEXIST || attempt == 1000) {
-        return ErrnoStatus(errno, "create", path);
-      }
-    }
-  }
-  TemporaryDirectory(TemporaryDirectory&& other) noexcept
-      : path_(std::exchange(other.path_, {})) {}
-  TemporaryDirectory& operator=(TemporaryDirectory&&) = delete;
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-
-  const std::string& path() const { return path_; }
-
-  // Replaces nothing, or an empty directory.
-  absl::Status RenameTo(const std::string& target) {
-    if (rename(path_.c_str(), target.c_str()) == 0) {
-      path_.clear();
-      return absl::OkStatus();
-    }
-    if (errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR) {
-      return absl::AlreadyExistsError(target + " exists already");
-    }
-    return ErrnoStatus(errno, "create", target);
-  }
-
- private:
-  explicit TemporaryDirectory(std::string path) : path_(std::move(path)) {}
-
-  std::string path_;
-};
 
 // The configuration that loading will see, with its checks.
 absl::StatusOr<LlamaConfig> CheckShape(const SyntheticShape& shape) {
@@ -369,26 +257,19 @@ absl::StatusOr<LlamaConfig> CheckShape(const SyntheticShape& shape) {
     return fail("rope_scaling is \"", shape.rope_scaling,
                 "\", expected none, linear or dynamic");
   }
-  if (shape.quant_method != "binarymos" && shape.quant_method != "float16") {
+  if (shape.quant_method != "binarymos" && shape.quant_method != kTraining &&
+      shape.quant_method != "float16") {
     return fail("quant_method is \"", shape.quant_method,
-                "\", expected binarymos or float16");
+                "\", expected binarymos, binarymos-training or float16");
   }
   if (!shape.router &&
       (shape.num_experts != 1 || shape.quant_method != "binarymos")) {
     return fail("router is false, which needs binarymos with num_experts 1");
   }
-  return LlamaConfig::Parse(ConfigJson(shape), "synthetic shape");
-}
-
-absl::Status CheckTarget(const std::string& dir) {
-  std::error_code error;
-  if (!std::filesystem::exists(dir, error)) return absl::OkStatus();
-  if (std::filesystem::is_directory(dir, error) &&
-      std::filesystem::is_empty(dir, error)) {
-    return absl::OkStatus();
-  }
-  return absl::AlreadyExistsError(
-      dir + " exists already, expected a new name or an empty directory");
+  // Of a training checkpoint, the configuration that convert will make.
+  SyntheticShape served = shape;
+  if (shape.quant_method == kTraining) served.quant_method = "binarymos";
+  return LlamaConfig::Parse(ConfigJson(served), "synthetic shape");
 }
 
 }  // namespace
@@ -419,30 +300,26 @@ absl::StatusOr<SyntheticShape> SyntheticShapeByName(std::string_view name) {
 
 absl::Status SynthesizeModel(const std::string& model_dir,
                              const SyntheticShape& shape, uint64_t seed) {
-  std::string target = model_dir;
-  while (target.size() > 1 && target.ends_with('/')) target.pop_back();
   const absl::StatusOr<LlamaConfig> config = CheckShape(shape);
   if (!config.ok()) return config.status();
-  absl::Status status = CheckTarget(target);
-  if (!status.ok()) return status;
-  absl::StatusOr<TemporaryDirectory> temporary =
-      TemporaryDirectory::CreateBeside(target);
-  if (!temporary.ok()) return temporary.status();
-  const std::string dir = temporary->path() + "/";
-
-  status = WriteFile(dir + "config.json", ConfigJson(shape));
+  absl::StatusOr<OutputDirectory> directory =
+      OutputDirectory::Create(model_dir, {});
+  if (!directory.ok()) return directory.status();
+  absl::Status status = directory->WriteFile("config.json", ConfigJson(shape));
   if (status.ok()) {
-    status = WriteFile(dir + "generation_config.json", GenerationConfigJson());
+    status =
+        directory->WriteFile("generation_config.json", GenerationConfigJson());
   }
   if (status.ok()) {
-    status = WriteFile(dir + "tokenizer.model",
-                       internal::SyntheticTokenizer::Build(shape.vocab_size));
+    status = directory->WriteFile(
+        "tokenizer.model",
+        internal::SyntheticTokenizer::Build(shape.vocab_size));
   }
   if (status.ok()) {
-    status = WriteSafetensors(dir + "model.safetensors",
-                              ModelPlan(shape, *config).tensors(), seed);
+    status =
+        WriteTensors(*directory, ModelPlan(shape, *config).tensors(), seed);
   }
-  return status.ok() ? temporary->RenameTo(target) : status;
+  return status.ok() ? directory->Commit() : status;
 }
 
 }  // namespace binarymos

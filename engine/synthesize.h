@@ -29,7 +29,9 @@ struct SyntheticShape {
   bool tie_word_embeddings = false;
   bool attention_bias = false;
   bool mlp_bias = false;
-  std::string quant_method = "binarymos";  // or "float16", which has no experts
+  // "float16" has no experts; "binarymos-training" is the published layout,
+  // with latent weights, which `binarymos convert` reads.
+  std::string quant_method = "binarymos";
   int num_experts = 4;
   bool router = true;  // false: no gate tensors; needs num_experts = 1
 };
@@ -42,7 +44,8 @@ inline constexpr int kMinSyntheticVocab = 384;
 absl::StatusOr<SyntheticShape> SyntheticShapeByName(std::string_view name);
 
 // Writes a complete model directory: config.json, generation_config.json,
-// model.safetensors and tokenizer.model. The text that such a model produces is
+// model.safetensors and tokenizer.model ("binarymos-training": a source for
+// `binarymos convert`). The text that such a model produces is
 // noise; its activations keep the scale of a trained model's. The same shape
 // and seed give the same bytes. Appears at `model_dir` whole or not at all.
 // Needs little memory for any shape.
