@@ -13,7 +13,7 @@
 namespace binarymos {
 namespace {
 
-// Views of the tensors of one block; `linears` in the order of kLinears.
+// Views of the tensors of one block; `linears` in the order of BlockLinears.
 struct LayerTensors {
   ConstTensorView input_norm;
   ConstTensorView post_attention_norm;
@@ -27,41 +27,18 @@ struct ModelTensors {
   LinearTensors lm_head;  // without weight if tied
 };
 
-// Where a linear layer of a block stands in file and struct.
-struct LinearSlot {
-  const char* name;
-  std::unique_ptr<PackedLinear> LlamaLayerWeights::*member;
+// In the order of BlockLinears.
+constexpr std::array kMembers = {
+    &LlamaLayerWeights::q_proj,    &LlamaLayerWeights::k_proj,
+    &LlamaLayerWeights::v_proj,    &LlamaLayerWeights::o_proj,
+    &LlamaLayerWeights::gate_proj, &LlamaLayerWeights::up_proj,
+    &LlamaLayerWeights::down_proj,
 };
-constexpr std::array<LinearSlot, 7> kLinears = {{
-    {"self_attn.q_proj", &LlamaLayerWeights::q_proj},
-    {"self_attn.k_proj", &LlamaLayerWeights::k_proj},
-    {"self_attn.v_proj", &LlamaLayerWeights::v_proj},
-    {"self_attn.o_proj", &LlamaLayerWeights::o_proj},
-    {"mlp.gate_proj", &LlamaLayerWeights::gate_proj},
-    {"mlp.up_proj", &LlamaLayerWeights::up_proj},
-    {"mlp.down_proj", &LlamaLayerWeights::down_proj},
-}};
-constexpr size_t kNumAttentionLinears = 4;  // the first of kLinears
 
 struct LinearShape {
   int64_t in = 0;
   int64_t out = 0;
 };
-
-// In the order of kLinears.
-std::array<LinearShape, 7> ShapesOf(const LlamaConfig& config) {
-  const int64_t hidden = config.hidden_size;
-  const int64_t ffn = config.intermediate_size;
-  const int64_t q = config.q_size();
-  const int64_t kv = config.kv_size();
-  return {{{hidden, q},
-           {hidden, kv},
-           {hidden, kv},
-           {q, hidden},
-           {hidden, ffn},
-           {hidden, ffn},
-           {ffn, hidden}}};
-}
 
 std::string LayerPrefix(int layer) {
   return absl::StrCat("model.layers.", layer, ".");
@@ -180,20 +157,20 @@ class Collector {
 LayerTensors CollectLayer(const LlamaConfig& config, int layer,
                           Collector& collector) {
   const std::string prefix = LayerPrefix(layer);
-  const std::array<LinearShape, 7> shapes = ShapesOf(config);
+  const std::array<BlockLinear, 7> linears = BlockLinears(config);
   LayerTensors tensors;
   tensors.input_norm =
       collector.Norm(prefix + "input_layernorm.weight", config.hidden_size);
   tensors.post_attention_norm = collector.Norm(
       prefix + "post_attention_layernorm.weight", config.hidden_size);
-  for (size_t i = 0; i < kLinears.size(); ++i) {
-    const std::string name = prefix + kLinears[i].name;
-    const bool bias =
-        i < kNumAttentionLinears ? config.attention_bias : config.mlp_bias;
+  for (size_t i = 0; i < linears.size(); ++i) {
+    const std::string name = prefix + linears[i].name;
+    const LinearShape shape = {linears[i].in_features, linears[i].out_features};
+    const bool bias = linears[i].bias;
     tensors.linears[i] =
         config.quant_method == QuantMethod::kBinaryMos
-            ? collector.BinaryMos(name, shapes[i], config.num_experts, bias)
-            : collector.Float16(name, shapes[i], bias);
+            ? collector.BinaryMos(name, shape, config.num_experts, bias)
+            : collector.Float16(name, shape, bias);
   }
   return tensors;
 }
@@ -266,17 +243,18 @@ class Packer {
   int64_t bytes_ = 0;
 };
 
-LlamaLayerWeights PackLayer(int layer, const LayerTensors& tensors,
-                            Packer& packer) {
+LlamaLayerWeights PackLayer(const LlamaConfig& config, int layer,
+                            const LayerTensors& tensors, Packer& packer) {
   const std::string prefix = LayerPrefix(layer);
   LlamaLayerWeights weights;
   weights.input_norm =
       packer.Vector(prefix + "input_layernorm", tensors.input_norm);
   weights.post_attention_norm = packer.Vector(
       prefix + "post_attention_layernorm", tensors.post_attention_norm);
-  for (size_t i = 0; i < kLinears.size(); ++i) {
-    weights.*kLinears[i].member =
-        packer.Linear(prefix + kLinears[i].name, tensors.linears[i]);
+  const std::array<BlockLinear, 7> linears = BlockLinears(config);
+  for (size_t i = 0; i < linears.size(); ++i) {
+    weights.*kMembers[i] =
+        packer.Linear(prefix + linears[i].name, tensors.linears[i]);
   }
   return weights;
 }
@@ -285,8 +263,8 @@ double BitsPerWeight(const std::vector<LlamaLayerWeights>& layers) {
   double bits = 0;
   double elements = 0;
   for (const LlamaLayerWeights& layer : layers) {
-    for (const LinearSlot& slot : kLinears) {
-      const PackedLinear& linear = *(layer.*slot.member);
+    for (const auto member : kMembers) {
+      const PackedLinear& linear = *(layer.*member);
       bits += 8.0 * static_cast<double>(linear.bytes());
       elements += static_cast<double>(linear.in_features()) *
                   static_cast<double>(linear.out_features());
@@ -296,6 +274,20 @@ double BitsPerWeight(const std::vector<LlamaLayerWeights>& layers) {
 }
 
 }  // namespace
+
+std::array<BlockLinear, 7> BlockLinears(const LlamaConfig& config) {
+  const int64_t hidden = config.hidden_size;
+  const int64_t ffn = config.intermediate_size;
+  const int64_t q = config.q_size();
+  const int64_t kv = config.kv_size();
+  return {{{"self_attn.q_proj", hidden, q, config.attention_bias},
+           {"self_attn.k_proj", hidden, kv, config.attention_bias},
+           {"self_attn.v_proj", hidden, kv, config.attention_bias},
+           {"self_attn.o_proj", q, hidden, config.attention_bias},
+           {"mlp.gate_proj", hidden, ffn, config.mlp_bias},
+           {"mlp.up_proj", hidden, ffn, config.mlp_bias},
+           {"mlp.down_proj", ffn, hidden, config.mlp_bias}}};
+}
 
 absl::StatusOr<LlamaWeights> LlamaWeights::Load(const Checkpoint& checkpoint,
                                                 const LlamaConfig& config,
@@ -309,7 +301,7 @@ absl::StatusOr<LlamaWeights> LlamaWeights::Load(const Checkpoint& checkpoint,
   weights.embed_tokens =
       packer.Linear("model.embed_tokens", tensors.embed_tokens);
   for (int i = 0; i < config.num_layers && packer.status().ok(); ++i) {
-    weights.layers.push_back(PackLayer(i, tensors.layers[i], packer));
+    weights.layers.push_back(PackLayer(config, i, tensors.layers[i], packer));
   }
   weights.final_norm = packer.Vector("model.norm", tensors.final_norm);
   if (!config.tie_word_embeddings) {

@@ -1,6 +1,7 @@
 // The weights of a LLaMA model, packed for a backend.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -13,6 +14,17 @@
 #include "engine/model/llama_config.h"
 
 namespace binarymos {
+
+// A linear layer of a decoder block, as files name it.
+struct BlockLinear {
+  const char* name;  // "self_attn.q_proj"
+  int64_t in_features;
+  int64_t out_features;
+  bool bias;
+};
+
+// The seven of every block: q, k, v, o, gate, up, down.
+std::array<BlockLinear, 7> BlockLinears(const LlamaConfig& config);
 
 // One decoder block.
 struct LlamaLayerWeights {

@@ -36,7 +36,8 @@ def pack_tensors(model):
     tensors, zeros = {}, {}
     owners = {name for name, _ in binary_linears(model)}
     for name, parameter in model.named_parameters():
-        array = parameter.detach().numpy().astype(np.float16)
+        values = parameter.detach().numpy()
+        array = values.astype(np.float16)
         owner = next((o for o in (name.rpartition(".")[0],
                                   name.rsplit(".", 2)[0]) if o in owners),
                      None)
@@ -47,7 +48,8 @@ def pack_tensors(model):
         if suffix == "gate" and model.config.num_expert == 1:
             continue
         if suffix == "sign":
-            array, count = pack_signs(array)
+            # Before rounding, which makes zeros of very small numbers.
+            array, count = pack_signs(values)
             if count:
                 zeros[owner] = count
         tensors[f"{owner}.{suffix}"] = array
