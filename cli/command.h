@@ -29,6 +29,7 @@ Command AddGenerateCommand(CLI::App& app);
 Command AddHealthCommand(CLI::App& app);
 Command AddBenchCommand(CLI::App& app);
 Command AddConvertCommand(CLI::App& app);
+Command AddPerplexityCommand(CLI::App& app);
 Command AddInspectCommand(CLI::App& app);
 Command AddSynthesizeCommand(CLI::App& app);
 Command AddVersionCommand(CLI::App& app);

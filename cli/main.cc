@@ -52,10 +52,11 @@ int Dispatch(int argc, char** argv) {
       "Exit codes: 0 success, 1 failure, 2 usage.\n"
       "binarymos <subcommand> --help tells more.");
   const std::vector<Command> commands = {
-      AddServeCommand(app),   AddGenerateCommand(app),
-      AddHealthCommand(app),  AddConvertCommand(app),
-      AddInspectCommand(app), AddSynthesizeCommand(app),
-      AddBenchCommand(app),   AddVersionCommand(app)};
+      AddServeCommand(app),      AddGenerateCommand(app),
+      AddHealthCommand(app),     AddConvertCommand(app),
+      AddPerplexityCommand(app), AddInspectCommand(app),
+      AddSynthesizeCommand(app), AddBenchCommand(app),
+      AddVersionCommand(app)};
   std::vector<std::string> names;
   for (const Command& command : commands) {
     KeepExtras(*command.app);

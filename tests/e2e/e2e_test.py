@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -643,6 +644,47 @@ class CommandTest(unittest.TestCase):
         self.assertIn("ALREADY_EXISTS", done.stderr)
         self.assert_usage_error("synthesize", "x", "--shape", "huge",
                                 words=["huge", "tiny"])
+
+    def test_convert_perplexity_and_verify(self):
+        with tempfile.TemporaryDirectory() as folder:
+            plain = os.path.join(folder, "plain")
+            packed = os.path.join(folder, "packed")
+            text = os.path.join(folder, "text")
+            pathlib.Path(text).write_text("Once upon a time. " * 40,
+                                          encoding="utf-8")
+            done = run("synthesize", plain, "--quant-method", "float16")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            done = run("convert", plain, packed)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("--method", done.stderr)
+            self.assertFalse(os.path.exists(packed))
+            done = run("convert", plain, packed, "--method", "onebit")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("quality needs training", done.stderr)
+            self.assertIn("100% after", done.stderr)
+            self.assertIn("of anonymous memory", done.stdout)
+            self.assertEqual(run("convert", plain, packed, "--method",
+                                 "onebit").returncode, 1)
+            for model in plain, packed:
+                done = run("perplexity", model, text, "--window", "64",
+                           "--json")
+                self.assertEqual(done.returncode, 0, done.stderr)
+                figures = json.loads(done.stdout)
+                self.assertEqual(figures["tokens"], 64 * figures["windows"])
+                self.assertGreater(figures["perplexity"], 1)
+            self.assert_usage_error("perplexity", packed, text, "--stride",
+                                    "7", words=["stride"])
+            with open(os.path.join(packed, "model.safetensors"),
+                      "r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                last = file.read(1)
+                file.seek(-1, os.SEEK_END)
+                file.write(bytes([last[0] ^ 1]))
+            done = run("serve", packed, "--verify", "--grpc-port", "0",
+                       "--http-port", "-1")
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("DATA_LOSS", done.stderr)
+            self.assertIn("model.safetensors is damaged", done.stderr)
 
 
 def hold_streams(count, address):
