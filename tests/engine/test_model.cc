@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -53,10 +54,15 @@ absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Load(
   test->backend_ = *std::move(backend);
   if (options.wrap) test->backend_ = options.wrap(std::move(test->backend_));
 
-  const TestModelDir dir(options.shape, options.seed);
-  const auto config = LlamaConfig::Load(dir.path());
+  std::optional<TestModelDir> synthetic;
+  if (options.model_dir.empty()) {
+    synthetic.emplace(options.shape, options.seed);
+  }
+  const std::string& dir =
+      synthetic.has_value() ? synthetic->path() : options.model_dir;
+  const auto config = LlamaConfig::Load(dir);
   BINARYMOS_CHECK(config.ok()) << config.status().ToString();
-  const auto checkpoint = Checkpoint::Open(dir.path());
+  const auto checkpoint = Checkpoint::Open(dir);
   BINARYMOS_CHECK(checkpoint.ok()) << checkpoint.status().ToString();
   auto weights = LlamaWeights::Load(*checkpoint, *config, *test->backend_);
   BINARYMOS_CHECK(weights.ok()) << weights.status().ToString();

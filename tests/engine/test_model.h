@@ -20,6 +20,7 @@
 namespace binarymos {
 
 struct TestModelOptions {
+  std::string model_dir;  // empty: synthesized of shape and seed
   SyntheticShape shape;
   uint64_t seed = 1;
   BackendOptions backend{.device = "cpu", .num_threads = 2};
