@@ -61,8 +61,8 @@ class Engine {
   // Loads and warms up. INVALID_ARGUMENT or NOT_FOUND for a model directory or
   // option that is not right (the message names file, tensor and what was
   // expected), DATA_LOSS for a file that is not as the manifest says,
-  // RESOURCE_EXHAUSTED with the arithmetic if memory is short, UNAVAILABLE for a
-  // device that is not there.
+  // RESOURCE_EXHAUSTED with the arithmetic if memory is short, UNAVAILABLE for
+  // a device that is not there.
   static absl::StatusOr<std::unique_ptr<Engine>> Load(
       const EngineOptions& options);
 

@@ -63,8 +63,12 @@ class Collector {
     }
     const Checkpoint::Entry& entry = checkpoint_.tensors().find(name)->second;
     if (entry.dtype != Name(dtype) || entry.shape != shape) {
+      const bool is_wide = entry.dtype == "BF16" || entry.dtype == "F32";
+      const char* hint = is_wide && dtype == DType::kF16
+                             ? " (see `binarymos convert --method float16`)"
+                             : "";
       Fail(name, absl::StrCat("is ", entry.dtype, " ", entry.shape.ToString(),
-                              ", ", expected));
+                              ", ", expected, hint));
       return {};
     }
     used_.insert(name);

@@ -535,7 +535,7 @@ std::vector<MalformedCase> ModelCases() {
             [](ModelDirectory& model) {
               model.tensor("model.embed_tokens.weight").dtype = "F32";
             },
-            {"is F32 [10, 16], expected F16 [10, 16]"}),
+            {"is F32 [10, 16], expected F16 [10, 16] (see `binarymos convert"}),
       Model("HasABFloat16Head",
             [](ModelDirectory& model) {
               model.tensor("lm_head.weight").dtype = "BF16";
