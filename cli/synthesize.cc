@@ -16,6 +16,7 @@ struct SynthesizeOptions {
   std::string model_dir;
   std::string shape = "tiny";
   std::string quant_method = "binarymos";
+  int num_layers = 0;  // 0: the shape's
   uint64_t seed = 0;
 };
 
@@ -23,6 +24,7 @@ int Run(const SynthesizeOptions& options) {
   absl::StatusOr<SyntheticShape> shape = SyntheticShapeByName(options.shape);
   if (!shape.ok()) return FailUsage(std::string(shape.status().message()));
   shape->quant_method = options.quant_method;
+  if (options.num_layers != 0) shape->num_layers = options.num_layers;
   const absl::Status status =
       SynthesizeModel(options.model_dir, *shape, options.seed);
   if (!status.ok()) return Fail(status);
@@ -48,6 +50,10 @@ Command AddSynthesizeCommand(CLI::App& app) {
       ->add_option("--quant-method", options->quant_method,
                    "binarymos, float16, or binarymos-training: a source for "
                    "convert")
+      ->capture_default_str();
+  synthesize
+      ->add_option("--layers", options->num_layers,
+                   "Decoder blocks; 0: as the shape has")
       ->capture_default_str();
   synthesize->add_option("--seed", options->seed, "Same seed, same bytes")
       ->capture_default_str();
