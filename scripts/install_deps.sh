@@ -18,9 +18,9 @@ build_packages=(
   ca-certificates curl procps python3 python3-grpcio python3-protobuf
 )
 runtime_packages=(
-  libabsl20220623 libgrpc++1.51 libprometheus-cpp-core1.0
-  libprometheus-cpp-pull1.0 libsentencepiece0 libspdlog1.10
-  libssl3 libtomlplusplus3
+  libabsl20220623 libbenchmark1debian libc-ares2 libfmt9 libgrpc++1.51
+  libgrpc29 libprometheus-cpp-core1.0 libprometheus-cpp-pull1.0 libre2-9
+  libsentencepiece0 libspdlog1.10 libssl3 libtomlplusplus3 zlib1g
 )
 
 packages=("${build_packages[@]}")
