@@ -1,0 +1,509 @@
+// Causal attention over the paged KV cache, in the arithmetic of
+// engine/kernels/cpu/attention_kernel.h.
+//
+//   score[j] = (q · k[j]) * scale
+//   per tile of 64 positions: m' = max(m, max score), c = exp(m - m'),
+//   p[j] = exp(score[j] - m'), sum = sum * c + Σ p[j], acc = acc * c + Σ p[j]
+//   v[j]; splits of 256 positions from nothing, merged ascending
+//
+// q, out [tokens, heads, head_dim] f32; keys, values [blocks, kv_heads, 16,
+// head_dim] f16 or f32
+//
+// Threads. A block has a KV head and the queries of some consecutive tokens of
+// a sequence (with GQA, of all heads that share the KV head). A tile of K and V
+// lies in shared memory. Scores: a thread per (query, position) keeps the 16
+// canonical lanes of its dot product in registers. Values: a thread per
+// (query, dimension), positions ascending. One block does all splits of its
+// queries, or, where few queries have long contexts, one split each, and
+// MergeAttention follows: the same arithmetic.
+//
+// Bytes: K and V of the context once per block of queries, 4 head_dim per
+// position in f16. 7B, context 2,048, batch 8 on an H200: 8.6 GB per token over
+// 32 layers, 2.0 ms of memory. Predicted: 60 % of bandwidth, about 3.3 ms; the
+// next version overlaps the next tile's copy (cp.async).
+#pragma once
+
+#include "engine/kernels/cuda/canonical_math.h"
+#include "engine/kernels/cuda/device_code.h"
+#include "engine/kernels/cuda/rope.h"
+
+namespace binarymos::cuda {
+
+inline constexpr int kAttentionTile = 64;
+inline constexpr int kAttentionSplit = 256;
+inline constexpr int kMaxHeadDim = 512;
+
+// Consecutive tokens of one sequence whose queries share the reading of K, V.
+struct QueryBlock {
+  int32_t sequence;
+  int32_t first_token;
+  int32_t num_tokens;
+  int32_t num_splits;  // of its last token
+};
+
+// Queries (tokens times heads of a group) of a block: one token's group, or
+// about this many.
+inline constexpr int kBlockQueries = 16;
+constexpr int TokensPerBlock(int group) {
+  return group >= kBlockQueries ? 1 : kBlockQueries / group;
+}
+
+constexpr int NumSplits(int position) { return position / kAttentionSplit + 1; }
+
+struct AttentionArgs {
+  int num_heads = 0;
+  int num_kv_heads = 0;  // divides num_heads
+  int head_dim = 0;
+  float scale = 0.0f;
+  int64_t num_blocks = 0;                       // of queries
+  const QueryBlock* blocks = nullptr;           // [num_blocks]
+  const int32_t* positions = nullptr;           // [tokens]
+  const int32_t* block_tables = nullptr;        // all, one after the other
+  const int32_t* block_table_starts = nullptr;  // [sequences + 1]
+  const float* q = nullptr;
+  float* out = nullptr;
+  // [tokens, heads, num_splits, head_dim + 2] where splits are apart: largest
+  // score, sum, values.
+  float* states = nullptr;
+  int num_splits = 0;  // of the longest context; 0: one block does all
+
+  BINARYMOS_DEVICE int group() const { return num_heads / num_kv_heads; }
+  BINARYMOS_DEVICE int64_t StateOf(int64_t token, int head, int split) const {
+    return ((token * num_heads + head) * num_splits + split) *
+           (head_dim + int64_t{2});
+  }
+};
+
+// What the merge of a further split does to sums and values.
+struct MergeFactors {
+  float max, keep, add;
+};
+BINARYMOS_DEVICE MergeFactors FactorsOf(float total_max, float next_max) {
+  const float max = Larger(total_max, next_max);
+  return {max, Exp(total_max - max), Exp(next_max - max)};
+}
+
+template <typename T>  // of the cache: float or uint16_t (f16)
+struct Attention {
+  static constexpr int kThreads = 128;
+  static constexpr int kPad = 16 / sizeof(T);  // against bank conflicts
+
+  AttentionArgs args;
+  const T* keys = nullptr;
+  const T* values = nullptr;
+
+  Grid grid() const {
+    return {args.num_blocks * args.num_kv_heads,
+            args.num_splits == 0 ? 1 : args.num_splits};
+  }
+  size_t shared_bytes() const {
+    const int group = args.num_heads / args.num_kv_heads;
+    const size_t queries = size_t{1} * TokensPerBlock(group) * group;
+    return 2 * sizeof(T) * kAttentionTile * Stride() +
+           queries * sizeof(float) *
+               (size_t{3} * Padded() + kAttentionTile + kScalars);
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void operator()(Block& block) const {
+    const auto kv_head = static_cast<int>(block.x() % args.num_kv_heads);
+    const QueryBlock queries = args.blocks[block.x() / args.num_kv_heads];
+    const Memory memory = Carve(static_cast<char*>(block.shared()));
+    const bool apart = args.num_splits != 0;
+    const auto first = static_cast<int>(apart ? block.y() : 0);
+    const int end = apart ? first + 1 : queries.num_splits;
+    if (first >= queries.num_splits) return;  // the whole block
+    LoadQueries(block, queries, kv_head, memory);
+    for (int split = first; split < end; ++split) {
+      RunSplit(block, queries, kv_head, split, memory);
+      if (apart) {
+        StoreStates(block, queries, kv_head, split, memory);
+      } else {
+        Merge(block, queries, split, memory);
+      }
+    }
+    if (!apart) StoreOutputs(block, queries, kv_head, memory);
+  }
+
+ private:
+  enum Scalar { kMax, kSum, kNewMax, kCorrection, kTotalMax, kTotalSum };
+  static constexpr int kScalars = 8;
+
+  // Shared memory. `queries` rows each.
+  struct Memory {
+    T* keys;         // [kAttentionTile, Stride()]
+    T* values;       // same
+    float* q;        // [Padded()], zeros past head_dim
+    float* acc;      // [Padded()] of the split
+    float* total;    // [Padded()] of the splits before it
+    float* p;        // [kAttentionTile] scores, then weights
+    float* scalars;  // [kScalars]
+  };
+
+  // head_dim up to whole vectors of lanes.
+  constexpr int Padded() const {
+    return static_cast<int>(CeilDiv(args.head_dim, kSumLanes)) * kSumLanes;
+  }
+  constexpr int Stride() const { return Padded() + kPad; }
+
+  BINARYMOS_DEVICE int NumQueries(const QueryBlock& queries) const {
+    return queries.num_tokens * args.group();
+  }
+  BINARYMOS_DEVICE int Position(const QueryBlock& queries, int query) const {
+    return args.positions[queries.first_token + query / args.group()];
+  }
+  // Positions of the tile at `start` that the query sees.
+  BINARYMOS_DEVICE int Visible(const QueryBlock& queries, int query,
+                               int start) const {
+    const int visible = Position(queries, query) + 1 - start;
+    return visible < kAttentionTile ? visible : kAttentionTile;
+  }
+  BINARYMOS_DEVICE int Head(int kv_head, int query) const {
+    return kv_head * args.group() + query % args.group();
+  }
+  BINARYMOS_DEVICE int64_t OutputOf(const QueryBlock& queries, int kv_head,
+                                    int query) const {
+    const int64_t token = queries.first_token + query / args.group();
+    return (token * args.num_heads + Head(kv_head, query)) * args.head_dim;
+  }
+
+  BINARYMOS_DEVICE Memory Carve(char* shared) const {
+    Memory memory;
+    const int tile = kAttentionTile * Stride();
+    const int queries = TokensPerBlock(args.group()) * args.group();
+    memory.keys = reinterpret_cast<T*>(shared);
+    memory.values = memory.keys + tile;
+    memory.q = reinterpret_cast<float*>(memory.values + tile);
+    memory.acc = memory.q + queries * Padded();
+    memory.total = memory.acc + queries * Padded();
+    memory.p = memory.total + queries * Padded();
+    memory.scalars = memory.p + queries * kAttentionTile;
+    return memory;
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void LoadQueries(Block& block, const QueryBlock& queries,
+                                    int kv_head, const Memory& memory) const {
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
+        const int d = i % Padded();
+        memory.q[i] =
+            d < args.head_dim
+                ? args.q[OutputOf(queries, kv_head, i / Padded()) + d]
+                : 0.0f;
+      }
+    });
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void RunSplit(Block& block, const QueryBlock& queries,
+                                 int kv_head, int split,
+                                 const Memory& memory) const {
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
+        memory.acc[i] = 0.0f;
+      }
+      for (int i = thread; i < NumQueries(queries); i += kThreads) {
+        memory.scalars[i * kScalars + kMax] = -Infinity();
+        memory.scalars[i * kScalars + kSum] = 0.0f;
+      }
+    });
+    const int last = args.positions[queries.first_token + queries.num_tokens -
+                                    1];
+    for (int i = 0; i < kAttentionSplit / kAttentionTile; ++i) {
+      const int start = split * kAttentionSplit + i * kAttentionTile;
+      if (start > last) break;
+      block.Sync();  // everyone is done with the tile before
+      const int size =
+          last + 1 - start < kAttentionTile ? last + 1 - start : kAttentionTile;
+      LoadTile(block, queries.sequence, kv_head, start, size, memory);
+      block.Sync();
+      AddTile(block, queries, start, memory);
+    }
+    block.Sync();
+  }
+
+  // Copies the `size` positions from `start`; zeros past head_dim.
+  template <typename Block>
+  BINARYMOS_DEVICE void LoadTile(Block& block, int sequence, int kv_head,
+                                 int start, int size,
+                                 const Memory& memory) const {
+    block.ForEach([&](int thread) {
+      const int32_t* table =
+          args.block_tables + args.block_table_starts[sequence];
+      if (args.head_dim % kVector == 0) {
+        CopyTile<kVector>(thread, table, kv_head, start, size, memory);
+      } else {
+        CopyTile<1>(thread, table, kv_head, start, size, memory);
+      }
+    });
+  }
+
+  static constexpr int kVector = 16 / sizeof(T);  // elements per load
+
+  template <int kCount>
+  BINARYMOS_DEVICE void CopyTile(int thread, const int32_t* table, int kv_head,
+                                 int start, int size,
+                                 const Memory& memory) const {
+    using Elements = Pack<T, kCount>;
+    const int columns = Padded() / kCount;
+    for (int i = thread; i < size * columns; i += kThreads) {
+      const int j = i / columns;
+      const int d = i % columns * kCount;
+      const int64_t block = table[(start + j) / kKvPage];
+      const int64_t cell =
+          ((block * args.num_kv_heads + kv_head) * kKvPage +
+           (start + j) % kKvPage) *
+              args.head_dim +
+          d;
+      const bool inside = d < args.head_dim;
+      const int to = j * Stride() + d;
+      *reinterpret_cast<Elements*>(memory.keys + to) =
+          inside ? LoadPack<Elements>(keys + cell) : Elements{};
+      *reinterpret_cast<Elements*>(memory.values + to) =
+          inside ? LoadPack<Elements>(values + cell) : Elements{};
+    }
+  }
+
+  // q · k, canonical.
+  BINARYMOS_DEVICE float Dot(const T* key, const float* q) const {
+    float lanes[kSumLanes] = {};
+    for (int k = 0; k < args.head_dim; k += kSumLanes) {
+      BINARYMOS_UNROLL
+      for (int i = 0; i < kSumLanes; i += 4) {
+        const auto four = LoadPack<Pack<T, 4>>(key + k + i);
+        const Floats4 other = LoadPack<Floats4>(q + k + i);
+        BINARYMOS_UNROLL
+        for (int n = 0; n < 4; ++n) {
+          lanes[i + n] = Fma(ToFloat(four.v[n]), other.v[n], lanes[i + n]);
+        }
+      }
+    }
+    return ReduceAdd(lanes);
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void AddTile(Block& block, const QueryBlock& queries,
+                                int start, const Memory& memory) const {
+    const int num_queries = NumQueries(queries);
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < num_queries * kAttentionTile; i += kThreads) {
+        const int query = i / kAttentionTile;
+        const int j = i % kAttentionTile;
+        memory.p[i] = j < Visible(queries, query, start)
+                          ? Dot(memory.keys + j * Stride(),
+                                memory.q + query * Padded()) *
+                                args.scale
+                          : -Infinity();
+      }
+    });
+    block.Sync();
+    for (int i = 0; i < num_queries; i += kThreads / kSumLanes) {
+      Weigh(block, queries, start, i, memory);
+    }
+    block.Sync();
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < num_queries * Padded(); i += kThreads) {
+        AddValues(i / Padded(), i % Padded(),
+                  Visible(queries, i / Padded(), start), memory);
+      }
+    });
+  }
+
+  // Turns the scores of 8 queries from `first` on into weights: 16 threads per
+  // query, a canonical lane each.
+  template <typename Block>
+  BINARYMOS_DEVICE void Weigh(Block& block, const QueryBlock& queries,
+                              int start, int first,
+                              const Memory& memory) const {
+    const auto query_of = [&](int thread) {
+      const int query = first + thread / kSumLanes;
+      const bool sees = query < NumQueries(queries) &&
+                        Visible(queries, query, start) > 0;
+      return sees ? query : -1;
+    };
+    typename Block::template PerThread<float> value;
+    block.ForEach([&](int thread) {
+      const int query = query_of(thread);
+      value[thread] = -Infinity();
+      if (query < 0) return;
+      const float* p =
+          memory.p + query * kAttentionTile + thread % kSumLanes;
+      value[thread] = p[0];
+      BINARYMOS_UNROLL
+      for (int i = kSumLanes; i < kAttentionTile; i += kSumLanes) {
+        value[thread] = Larger(value[thread], p[i]);
+      }
+    });
+    BINARYMOS_UNROLL
+    for (int mask = kSumLanes / 2; mask > 0; mask /= 2) {
+      typename Block::template PerThread<float> other =
+          block.ShuffleXor(value, mask);
+      block.ForEach([&](int thread) {
+        value[thread] = Larger(value[thread], other[thread]);
+      });
+    }
+    block.ForEach([&](int thread) {
+      const int query = query_of(thread);
+      if (query < 0 || thread % kSumLanes != 0) return;
+      float* scalars = memory.scalars + query * kScalars;
+      const float max = Larger(scalars[kMax], value[thread]);
+      scalars[kCorrection] = Exp(scalars[kMax] - max);
+      scalars[kNewMax] = max;
+    });
+    block.Sync();
+    block.ForEach([&](int thread) {
+      const int query = query_of(thread);
+      value[thread] = 0.0f;
+      if (query < 0) return;
+      const float max = memory.scalars[query * kScalars + kNewMax];
+      float* p = memory.p + query * kAttentionTile + thread % kSumLanes;
+      BINARYMOS_UNROLL
+      for (int i = 0; i < kAttentionTile; i += kSumLanes) {
+        p[i] = Exp(p[i] - max);
+        value[thread] += p[i];
+      }
+    });
+    BINARYMOS_UNROLL
+    for (int mask = kSumLanes / 2; mask > 0; mask /= 2) {
+      typename Block::template PerThread<float> other =
+          block.ShuffleXor(value, mask);
+      block.ForEach([&](int thread) { value[thread] += other[thread]; });
+    }
+    block.ForEach([&](int thread) {
+      const int query = query_of(thread);
+      if (query < 0 || thread % kSumLanes != 0) return;
+      float* scalars = memory.scalars + query * kScalars;
+      scalars[kMax] = scalars[kNewMax];
+      scalars[kSum] = Fma(scalars[kSum], scalars[kCorrection], value[thread]);
+    });
+  }
+
+  BINARYMOS_DEVICE void AddValues(int query, int d, int visible,
+                                  const Memory& memory) const {
+    if (visible <= 0 || d >= args.head_dim) return;
+    const float* p = memory.p + query * kAttentionTile;
+    float& acc = memory.acc[query * Padded() + d];
+    float sum = acc * memory.scalars[query * kScalars + kCorrection];
+    for (int j = 0; j < visible; ++j) {
+      sum = Fma(p[j], ToFloat(memory.values[j * Stride() + d]), sum);
+    }
+    acc = sum;
+  }
+
+  // Adds the split to those before it.
+  template <typename Block>
+  BINARYMOS_DEVICE void Merge(Block& block, const QueryBlock& queries,
+                              int split, const Memory& memory) const {
+    const auto sees = [&](int query) {
+      return split < NumSplits(Position(queries, query));
+    };
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
+        if (!sees(i / Padded())) continue;
+        const float* scalars = memory.scalars + i / Padded() * kScalars;
+        if (split == 0) {
+          memory.total[i] = memory.acc[i];
+          continue;
+        }
+        const MergeFactors factors =
+            FactorsOf(scalars[kTotalMax], scalars[kMax]);
+        memory.total[i] =
+            Fma(memory.total[i], factors.keep, memory.acc[i] * factors.add);
+      }
+    });
+    block.Sync();
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < NumQueries(queries); i += kThreads) {
+        if (!sees(i)) continue;
+        float* scalars = memory.scalars + i * kScalars;
+        if (split == 0) {
+          scalars[kTotalMax] = scalars[kMax];
+          scalars[kTotalSum] = scalars[kSum];
+          continue;
+        }
+        const MergeFactors factors =
+            FactorsOf(scalars[kTotalMax], scalars[kMax]);
+        scalars[kTotalMax] = factors.max;
+        scalars[kTotalSum] = Fma(scalars[kTotalSum], factors.keep,
+                                 scalars[kSum] * factors.add);
+      }
+    });
+    block.Sync();
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void StoreOutputs(Block& block, const QueryBlock& queries,
+                                     int kv_head, const Memory& memory) const {
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
+        const int query = i / Padded();
+        const int d = i % Padded();
+        if (d >= args.head_dim) continue;
+        args.out[OutputOf(queries, kv_head, query) + d] =
+            memory.total[i] / memory.scalars[query * kScalars + kTotalSum];
+      }
+    });
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void StoreStates(Block& block, const QueryBlock& queries,
+                                    int kv_head, int split,
+                                    const Memory& memory) const {
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
+        const int query = i / Padded();
+        const int d = i % Padded();
+        if (split >= NumSplits(Position(queries, query))) continue;
+        const int64_t token = queries.first_token + query / args.group();
+        float* state =
+            args.states + args.StateOf(token, Head(kv_head, query), split);
+        const float* scalars = memory.scalars + query * kScalars;
+        if (d < args.head_dim) state[2 + d] = memory.acc[i];
+        if (d < 2) state[d] = scalars[d == 0 ? kMax : kSum];
+      }
+    });
+  }
+};
+
+// Merges the splits of one query, ascending. A block per (token, head), a
+// thread per dimension. Reads (head_dim + 2) * 4 bytes per split.
+struct MergeAttention {
+  static constexpr int kThreads = 128;
+
+  AttentionArgs args;
+  int64_t num_tokens = 0;
+
+  Grid grid() const { return {num_tokens * args.num_heads, 1}; }
+  size_t shared_bytes() const { return 0; }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void operator()(Block& block) const {
+    block.ForEach([&](int thread) {
+      const int64_t token = block.x() / args.num_heads;
+      const auto head = static_cast<int>(block.x() % args.num_heads);
+      for (int d = thread; d < args.head_dim; d += kThreads) {
+        args.out[block.x() * args.head_dim + d] = Merged(token, head, d);
+      }
+    });
+  }
+
+ private:
+  BINARYMOS_DEVICE float Merged(int64_t token, int head, int d) const {
+    const float* state = args.states + args.StateOf(token, head, 0);
+    const int splits = NumSplits(args.positions[token]);
+    float max = state[0];
+    float sum = state[1];
+    float total = state[2 + d];
+    for (int split = 1; split < splits; ++split) {
+      state += args.head_dim + 2;
+      const MergeFactors factors = FactorsOf(max, state[0]);
+      max = factors.max;
+      sum = Fma(sum, factors.keep, state[1] * factors.add);
+      total = Fma(total, factors.keep, state[2 + d] * factors.add);
+    }
+    return total / sum;
+  }
+};
+
+}  // namespace binarymos::cuda

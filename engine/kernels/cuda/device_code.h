@@ -1,0 +1,114 @@
+// What lets one source be a CUDA kernel and a function that tests run on a CPU.
+//
+// A kernel is a struct: its members are the arguments, grid() and
+// shared_bytes() its geometry, and operator()(block) its body, a template over
+// the block that runs it. nvcc instantiates the body with DeviceBlock
+// (launch.cuh), tests with EmulatedBlock (tests/engine/cuda). A block offers
+//
+//   PerThread<T>          one T per thread; state[thread] is the thread's own
+//   ForEach(f)            f(thread) for every thread; no barrier
+//   Sync()                barrier: between it, threads must not depend on each
+//                         other's memory
+//   ShuffleXor(v, mask)   the value of lane ^ mask, within warps of 32
+//   Ballot(v)             bit i: v of lane i is not zero
+//   BinaryMma(c, a, b)    c += popc(A & B), m16n8k256, see binary_mos_layout.h
+//   x(), y(), shared()    block index; shared_bytes() of memory, aligned to 16
+//
+// Loops around these calls run the same number of times in every thread of a
+// block. Arithmetic is canonical (DESIGN section 6): nvcc gets -fmad=false and
+// IEEE division, hence the same bits as engine/kernels/cpu, NaN payloads aside.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#define BINARYMOS_DEVICE __device__ __forceinline__
+#else
+#include <bit>
+
+#include "engine/core/float16.h"
+#define BINARYMOS_DEVICE inline
+#endif
+
+// Unrolling: full where registers indexed at run time would go to
+// memory, by 16 where loads of a long sum should be in flight together.
+#if defined(__CUDACC__)
+#define BINARYMOS_UNROLL _Pragma("unroll")
+#define BINARYMOS_UNROLL_BY_16 _Pragma("unroll 16")
+#define BINARYMOS_NO_UNROLL _Pragma("unroll 1")
+#else
+#define BINARYMOS_UNROLL
+#define BINARYMOS_UNROLL_BY_16
+#define BINARYMOS_NO_UNROLL
+#endif
+
+namespace binarymos::cuda {
+
+inline constexpr int kWarp = 32;
+
+// Blocks of a launch.
+struct Grid {
+  int64_t x = 1;  // below 2^31
+  int64_t y = 1;  // below 2^16
+};
+
+// Host and device: no CUDA function is called.
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#if defined(__CUDACC__)
+
+BINARYMOS_DEVICE float Fma(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
+BINARYMOS_DEVICE float Sqrt(float a) { return __fsqrt_rn(a); }
+BINARYMOS_DEVICE uint32_t FloatBits(float a) { return __float_as_uint(a); }
+BINARYMOS_DEVICE float BitsFloat(uint32_t a) { return __uint_as_float(a); }
+BINARYMOS_DEVICE float ToFloat(uint16_t half) {
+  return __half2float(__ushort_as_half(half));
+}
+BINARYMOS_DEVICE uint16_t ToHalf(float a) {
+  return __half_as_ushort(__float2half_rn(a));
+}
+
+#else
+
+inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float Sqrt(float a) { return __builtin_sqrtf(a); }
+inline uint32_t FloatBits(float a) { return std::bit_cast<uint32_t>(a); }
+inline float BitsFloat(uint32_t a) { return std::bit_cast<float>(a); }
+inline float ToFloat(uint16_t half) { return HalfToFloat(half); }
+inline uint16_t ToHalf(float a) { return FloatToHalf(a); }
+
+#endif
+
+// Overloads, so that kernels can be templates over the type of the KV cache.
+BINARYMOS_DEVICE float ToFloat(float value) { return value; }
+template <typename T>
+BINARYMOS_DEVICE T FromFloat(float value);
+template <>
+BINARYMOS_DEVICE float FromFloat<float>(float value) {
+  return value;
+}
+template <>
+BINARYMOS_DEVICE uint16_t FromFloat<uint16_t>(float value) {
+  return ToHalf(value);
+}
+
+// Elements that move as one load or store. REQUIRES: aligned addresses.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Pack {
+  T v[kCount];
+};
+using Words2 = Pack<uint32_t, 2>;
+using Words4 = Pack<uint32_t, 4>;
+using Halves4 = Pack<uint16_t, 4>;
+using Floats4 = Pack<float, 4>;
+
+template <typename P, typename T>
+BINARYMOS_DEVICE P LoadPack(const T* p) {
+  return *reinterpret_cast<const P*>(p);
+}
+
+}  // namespace binarymos::cuda

@@ -1,0 +1,356 @@
+// The binary linear of the CUDA backend, its kernels run on the CPU, against
+// the canonical arithmetic of kernels/reference, bit for bit.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/core/float16.h"
+#include "engine/kernels/cuda/binary_mos_multiply.h"
+#include "engine/kernels/cuda/binary_mos_pack.h"
+#include "engine/kernels/cuda/binary_mos_prepare.h"
+#include "engine/kernels/reference/binary_mos_linear.h"
+#include "tests/engine/cuda/emulated_block.h"
+
+namespace binarymos {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+
+struct LayerShape {
+  int64_t in = 0;
+  int64_t out = 0;
+  int experts = 4;
+  bool gate = true;
+  bool bias = false;
+};
+
+// A random layer as a checkpoint holds it.
+struct Layer {
+  explicit Layer(const LayerShape& layer_shape) : shape(layer_shape) {
+    sign.resize(shape.out * shape.in / 8);
+    for (uint8_t& bits : sign) bits = static_cast<uint8_t>(random());
+    gate = Halves(shape.experts * shape.in, 0.0f, 0.05f);
+    in_scale = Halves(shape.experts * shape.in, 0.5f, 0.2f);
+    out_scale = Halves(shape.experts * shape.out, 0.3f, 0.1f);
+    bias = Halves(shape.out, 0.0f, 1.0f);
+  }
+
+  reference::BinaryMosWeights weights() const {
+    const int64_t experts = shape.experts;
+    reference::BinaryMosWeights weights;
+    weights.sign = {sign.data(), DType::kU8, {shape.out, shape.in / 8}};
+    if (shape.gate) {
+      weights.gate = {gate.data(), DType::kF16, {experts, shape.in}};
+    }
+    weights.in_scale = {in_scale.data(), DType::kF16, {experts, shape.in}};
+    weights.out_scale = {out_scale.data(), DType::kF16, {experts, shape.out}};
+    if (shape.bias) weights.bias = {bias.data(), DType::kF16, {shape.out}};
+    return weights;
+  }
+
+  std::vector<uint16_t> Halves(int64_t count, float mean, float deviation) {
+    std::normal_distribution<float> normal(mean, deviation);
+    std::vector<uint16_t> halves(count);
+    for (uint16_t& half : halves) half = FloatToHalf(normal(random));
+    return halves;
+  }
+
+  LayerShape shape;
+  std::mt19937 random{1};
+  std::vector<uint8_t> sign;
+  std::vector<uint16_t> gate, in_scale, out_scale, bias;
+};
+
+struct Options {
+  int bits = 16;
+  int parts = 1;
+  bool accumulate = false;
+  EmulatedOrder order = EmulatedOrder::kAscending;
+  std::vector<float> y;  // what the output holds before; else NaN
+};
+
+struct Result {
+  std::vector<float> y, gates;
+};
+
+std::vector<uint32_t> PackLayer(const Layer& layer, EmulatedOrder order) {
+  const cuda::BinaryMosShape shape{layer.shape.in, layer.shape.out,
+                                   layer.shape.experts};
+  std::vector<uint32_t> packed(shape.sign_words(), ~0u);
+  RunEmulated(cuda::PackSigns{.shape = shape,
+                              .sign = layer.sign.data(),
+                              .packed = packed.data()},
+              order);
+  return packed;
+}
+
+template <int kPlanes, bool kOneToken>
+void Multiply(const cuda::MultiplyArgs& args, EmulatedOrder order) {
+  RunEmulated(cuda::MultiplyBinaryMos<kPlanes, kOneToken>{args}, order);
+}
+
+Result Apply(const Layer& layer, const std::vector<float>& x,
+             const Options& options = {}) {
+  const auto tokens = static_cast<int64_t>(x.size()) / layer.shape.in;
+  const cuda::BinaryMosShape shape{layer.shape.in, layer.shape.out,
+                                   layer.shape.experts};
+  const int num_planes = tokens == 1 && options.bits != 8
+                             ? 16
+                             : cuda::NumPlanes(options.bits);
+  // Garbage wherever the kernels do not write.
+  std::vector<uint32_t> planes(
+      cuda::CeilDiv(tokens, 8) * 8 * shape.num_slices() * 16 *
+          cuda::kSliceWords,
+      0xdeadbeefu);
+  std::vector<cuda::PreparedSlice> slices(tokens * shape.num_slices(),
+                                          {kNan, 12345});
+  Result result;
+  result.gates.assign(tokens * layer.shape.experts, kNan);
+  result.y = options.y;
+  result.y.resize(tokens * layer.shape.out, kNan);
+  RunEmulated(
+      cuda::PrepareBinaryMos{
+          .x = x.data(),
+          .gate = layer.shape.gate ? layer.gate.data() : nullptr,
+          .in_scale = layer.in_scale.data(),
+          .in = layer.shape.in,
+          .experts = layer.shape.experts,
+          .qmax = static_cast<float>((1 << (options.bits - 1)) - 1),
+          .num_parts = options.parts,
+          .layout = {tokens, shape.num_slices(), num_planes},
+          .planes = planes.data(),
+          .slices = slices.data(),
+          .gates = result.gates.data()},
+      options.order);
+  const std::vector<uint32_t> signs = PackLayer(layer, options.order);
+  const cuda::MultiplyArgs args{
+      .shape = shape,
+      .signs = signs.data(),
+      .out_scale = layer.out_scale.data(),
+      .bias = layer.shape.bias ? layer.bias.data() : nullptr,
+      .tokens = tokens,
+      .planes = planes.data(),
+      .slices = slices.data(),
+      .gates = result.gates.data(),
+      .accumulate = options.accumulate,
+      .y = result.y.data()};
+  const auto multiply =
+      tokens == 1 ? (num_planes == 8 ? Multiply<8, true> : Multiply<16, true>)
+      : num_planes == 8  ? Multiply<8, false>
+      : num_planes == 12 ? Multiply<12, false>
+                         : Multiply<16, false>;
+  multiply(args, options.order);
+  return result;
+}
+
+// All NaNs are one value here.
+uint32_t Bits(float value) {
+  return std::bit_cast<uint32_t>(std::isnan(value) ? kNan : value);
+}
+
+void ExpectSameBits(const std::vector<float>& actual,
+                    const std::vector<float>& expected) {
+  ASSERT_EQ(actual.size(), expected.size());
+  size_t different = 0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    if (Bits(actual[i]) == Bits(expected[i])) continue;
+    if (++different <= 3) {
+      ADD_FAILURE() << "element " << i << ": " << actual[i] << " instead of "
+                    << expected[i];
+    }
+  }
+  EXPECT_EQ(different, 0u);
+}
+
+std::vector<float> Inputs(int64_t count, uint32_t seed = 7) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(count);
+  for (float& value : x) value = normal(random);
+  return x;
+}
+
+reference::QuantizedBinaryMosResult Expected(const Layer& layer,
+                                             const std::vector<float>& x,
+                                             int bits = 16) {
+  const auto tokens = static_cast<int64_t>(x.size()) / layer.shape.in;
+  return reference::QuantizedBinaryMosLinear(
+      layer.weights(), {x.data(), DType::kF32, {tokens, layer.shape.in}}, bits);
+}
+
+void ExpectReference(const Layer& layer, const std::vector<float>& x,
+                     const Options& options = {}) {
+  const Result result = Apply(layer, x, options);
+  const auto expected = Expected(layer, x, options.bits);
+  ExpectSameBits(result.gates, expected.gates);
+  ExpectSameBits(result.y, expected.y);
+}
+
+TEST(CudaBinaryMosLinearTest, EveryNumberOfTokensMatchesTheReference) {
+  const Layer layer({.in = 520, .out = 70, .bias = true});
+  for (const int64_t tokens : {1, 2, 3, 7, 8, 9, 12, 13, 16, 17, 64, 255}) {
+    SCOPED_TRACE(tokens);
+    ExpectReference(layer, Inputs(tokens * 520));
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, AWholePromptMatchesTheReference) {
+  ExpectReference(Layer({.in = 264, .out = 5}), Inputs(4096 * 264));
+}
+
+TEST(CudaBinaryMosLinearTest, OddShapesMatchTheReference) {
+  for (const int64_t in : {8, 24, 256, 264, 1000, 2056}) {
+    for (const int64_t out : {1, 15, 16, 17, 63, 65, 130}) {
+      for (const int64_t tokens : {1, 3}) {
+        SCOPED_TRACE(testing::Message()
+                     << in << " to " << out << ", " << tokens << " tokens");
+        ExpectReference(Layer({.in = in, .out = out}), Inputs(tokens * in));
+      }
+    }
+  }
+}
+
+// Inputs and hidden sizes of LLaMA 7B and 13B; a few rows of the output.
+TEST(CudaBinaryMosLinearTest, TheDepthsOfLlamaMatchTheReference) {
+  for (const int64_t in : {4096, 11008, 5120, 13824}) {
+    for (const int64_t tokens : {1, 2}) {
+      SCOPED_TRACE(testing::Message() << in << ", " << tokens << " tokens");
+      ExpectReference(Layer({.in = in, .out = 33}), Inputs(tokens * in));
+    }
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, EveryNumberOfBitsMatchesTheReference) {
+  const Layer layer({.in = 1000, .out = 100, .bias = true});
+  for (const int bits : {8, 12, 14, 16}) {
+    for (const int64_t tokens : {1, 5}) {
+      SCOPED_TRACE(testing::Message() << bits << " bits, " << tokens);
+      ExpectReference(layer, Inputs(tokens * 1000), {.bits = bits});
+    }
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, EveryNumberOfExpertsMatchesTheReference) {
+  for (const int experts : {1, 2, 4, 8, 9, 17, 64}) {
+    SCOPED_TRACE(experts);
+    ExpectReference(Layer({.in = 520, .out = 70, .experts = experts}),
+                    Inputs(3 * 520));
+  }
+  ExpectReference(Layer({.in = 520, .out = 70, .experts = 1, .gate = false}),
+                  Inputs(3 * 520));
+}
+
+TEST(CudaBinaryMosLinearTest, PartsAndOrdersDoNotMatter) {
+  const Layer layer({.in = 2600, .out = 70, .bias = true});
+  for (const int64_t tokens : {1, 3, 11}) {
+    for (const int parts : {1, 2, 3, 11}) {
+      for (const EmulatedOrder order :
+           {EmulatedOrder::kAscending, EmulatedOrder::kDescending}) {
+        SCOPED_TRACE(testing::Message()
+                     << tokens << " tokens, " << parts << " parts, order "
+                     << static_cast<int>(order));
+        ExpectReference(layer, Inputs(tokens * 2600),
+                        {.parts = parts, .order = order});
+      }
+    }
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, ATokenDoesNotDependOnItsNeighbours) {
+  const Layer layer({.in = 520, .out = 65});
+  const std::vector<float> row = Inputs(520, 3);
+  const std::vector<float> alone = Apply(layer, row).y;
+  for (const int64_t tokens : {2, 8, 13, 40}) {
+    for (const int64_t place : {int64_t{0}, tokens / 2, tokens - 1}) {
+      SCOPED_TRACE(testing::Message() << place << " of " << tokens);
+      std::vector<float> x = Inputs(tokens * 520);
+      std::copy(row.begin(), row.end(), x.begin() + place * 520);
+      const std::vector<float> y = Apply(layer, x).y;
+      ExpectSameBits({y.begin() + place * 65, y.begin() + (place + 1) * 65},
+                     alone);
+    }
+  }
+}
+
+// Inputs of one magnitude reach the largest sums, 256 * qmax.
+TEST(CudaBinaryMosLinearTest, LargestSumsMatchTheReference) {
+  Layer layer({.in = 768, .out = 96, .experts = 1, .gate = false});
+  std::fill(layer.in_scale.begin(), layer.in_scale.end(), FloatToHalf(1.0f));
+  std::fill_n(layer.sign.begin(), 96, uint8_t{0xff});  // a row of +
+  std::fill_n(layer.sign.begin() + 96, 96, uint8_t{0});  // and one of -
+  for (const int64_t tokens : {1, 2}) {
+    std::vector<float> x(tokens * 768, 3.0f);
+    for (int64_t k = 768; k < tokens * 768; ++k) x[k] = -3.0f;
+    for (const int bits : {8, 12, 14, 16}) {
+      ExpectReference(layer, x, {.bits = bits});
+    }
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, OutliersMatchTheReference) {
+  const Layer layer({.in = 1000, .out = 40});
+  for (const float factor : {0.0f, 1e-45f, 1e-38f, 1e-31f, 1e-29f, 1e30f}) {
+    for (const int64_t tokens : {1, 2}) {
+      SCOPED_TRACE(factor);
+      std::vector<float> x = Inputs(tokens * 1000);
+      for (int64_t k = 0; k < 600; ++k) x[k] *= factor;
+      x[700] = 2000.0f;
+      ExpectReference(layer, x);
+    }
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, NotFiniteTokenLeavesItsNeighboursUntouched) {
+  for (const bool gate : {true, false}) {
+    const Layer layer(
+        {.in = 1000, .out = 100, .experts = gate ? 4 : 1, .gate = gate});
+    for (const float bad : {kNan, kInf, -kInf}) {
+      for (const int64_t tokens : {1, 3, 9}) {
+        SCOPED_TRACE(testing::Message() << bad << ", gate " << gate);
+        std::vector<float> x = Inputs(tokens * 1000);
+        std::vector<float> expected = Expected(layer, x).y;
+        const int64_t bad_token = tokens / 2;
+        x[bad_token * 1000 + 999] = bad;
+        std::fill_n(expected.begin() + bad_token * 100, 100, kNan);
+        ExpectSameBits(Apply(layer, x).y, expected);
+      }
+    }
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, AccumulateAddsToWhatIsThere) {
+  for (const bool bias : {true, false}) {
+    for (const int64_t tokens : {1, 5}) {
+      const Layer layer({.in = 264, .out = 100, .bias = bias});
+      const std::vector<float> x = Inputs(tokens * 264);
+      const std::vector<float> before = Inputs(tokens * 100, 99);
+      std::vector<float> expected = Expected(layer, x).y;
+      for (size_t i = 0; i < expected.size(); ++i) {
+        expected[i] = before[i] + expected[i];
+      }
+      ExpectSameBits(Apply(layer, x, {.accumulate = true, .y = before}).y,
+                     expected);
+    }
+  }
+}
+
+TEST(CudaBinaryMosLinearTest, NothingPastTheOutputIsWritten) {
+  const Layer layer({.in = 264, .out = 33});
+  for (const int64_t tokens : {1, 9}) {
+    std::vector<float> before(tokens * 33 + 64, 12345.0f);
+    const std::vector<float> y =
+        Apply(layer, Inputs(tokens * 264), {.y = before}).y;
+    for (size_t i = tokens * 33; i < y.size(); ++i) EXPECT_EQ(y[i], 12345.0f);
+  }
+}
+
+}  // namespace
+}  // namespace binarymos

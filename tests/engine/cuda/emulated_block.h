@@ -1,0 +1,145 @@
+// Runs the body of a CUDA kernel on the CPU: a block of
+// engine/kernels/cuda/device_code.h whose threads take turns.
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "engine/core/check.h"
+#include "engine/kernels/cuda/binary_mos_layout.h"
+#include "engine/kernels/cuda/device_code.h"
+
+namespace binarymos {
+
+// In which order the threads of a block take their turns, and blocks follow
+// each other. A kernel whose threads depend on each other between barriers, or
+// whose blocks do, gives different results.
+enum class EmulatedOrder { kAscending, kDescending };
+
+class EmulatedBlock {
+ public:
+  static constexpr int kMaxThreads = 256;
+
+  // Starts as garbage, as registers do.
+  template <typename T>
+  class PerThread {
+   public:
+    static_assert(std::is_trivially_copyable_v<T>);
+    PerThread() {
+      std::memset(static_cast<void*>(values_.data()), 0xa5, sizeof(values_));
+    }
+    T& operator[](int thread) { return values_[thread]; }
+
+   private:
+    std::array<T, kMaxThreads> values_;
+  };
+
+  EmulatedBlock(int64_t x, int64_t y, int num_threads, size_t shared_bytes,
+                EmulatedOrder order)
+      : x_(x), y_(y), num_threads_(num_threads), order_(order) {
+    BINARYMOS_CHECK(num_threads <= kMaxThreads &&
+                    num_threads % cuda::kWarp == 0);
+    // Garbage too: quiet NaN.
+    shared_.resize(shared_bytes / sizeof(Aligned) + 1,
+                   Aligned{{~0u, ~0u, ~0u, ~0u}});
+  }
+
+  int64_t x() const { return x_; }
+  int64_t y() const { return y_; }
+  void* shared() { return shared_.data(); }
+  void Sync() {}
+
+  template <typename F>
+  void ForEach(F f) {
+    for (int i = 0; i < num_threads_; ++i) {
+      f(order_ == EmulatedOrder::kAscending ? i : num_threads_ - 1 - i);
+    }
+  }
+
+  template <typename T>
+  PerThread<T> ShuffleXor(PerThread<T>& values, int mask) {
+    PerThread<T> result;
+    for (int i = 0; i < num_threads_; ++i) result[i] = values[i ^ mask];
+    return result;
+  }
+
+  PerThread<uint32_t> Ballot(PerThread<int32_t>& values) {
+    PerThread<uint32_t> result;
+    for (int warp = 0; warp < num_threads_; warp += cuda::kWarp) {
+      uint32_t bits = 0;
+      for (int lane = 0; lane < cuda::kWarp; ++lane) {
+        bits |= (values[warp + lane] != 0 ? 1u : 0u) << lane;
+      }
+      for (int lane = 0; lane < cuda::kWarp; ++lane) {
+        result[warp + lane] = bits;
+      }
+    }
+    return result;
+  }
+
+  // mma.m16n8k256.row.col.s32.b1.b1.s32.and.popc, with the fragments as the
+  // PTX ISA gives them, element by element (element i of a fragment is bit
+  // i % 32 of its register i / 32):
+  //   A: row = groupID + 8 * (i / 32 % 2), k = t * 32 + i % 32 + 128 * (i / 64)
+  //   B: column = groupID, k = t * 32 + i % 32 + 128 * (i / 32)
+  //   C: row = groupID + 8 * (i / 2), column = 2 * t + i % 2
+  void BinaryMma(PerThread<cuda::CountFragment>& c,
+                 PerThread<cuda::SignFragment>& a,
+                 PerThread<cuda::PlaneFragment>& b) {
+    for (int warp = 0; warp < num_threads_; warp += cuda::kWarp) {
+      std::array<std::array<uint32_t, 8>, 16> rows;
+      std::array<std::array<uint32_t, 8>, 8> columns;
+      for (int lane = 0; lane < cuda::kWarp; ++lane) {
+        const int group = lane >> 2;
+        const int t = lane & 3;
+        for (int reg = 0; reg < 4; ++reg) {
+          rows[group + 8 * (reg % 2)][t + 4 * (reg / 2)] =
+              a[warp + lane].v[reg];
+        }
+        for (int reg = 0; reg < 2; ++reg) {
+          columns[group][t + 4 * reg] = b[warp + lane].v[reg];
+        }
+      }
+      for (int lane = 0; lane < cuda::kWarp; ++lane) {
+        for (int i = 0; i < 4; ++i) {
+          const auto& row = rows[(lane >> 2) + 8 * (i / 2)];
+          const auto& column = columns[2 * (lane & 3) + i % 2];
+          for (int k = 0; k < 8; ++k) {
+            c[warp + lane].v[i] += std::popcount(row[k] & column[k]);
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  struct alignas(16) Aligned {
+    uint32_t words[4];
+  };
+
+  int64_t x_;
+  int64_t y_;
+  int num_threads_;
+  EmulatedOrder order_;
+  std::vector<Aligned> shared_;
+};
+
+// All blocks of a launch.
+template <typename Kernel>
+void RunEmulated(const Kernel& kernel,
+                 EmulatedOrder order = EmulatedOrder::kAscending) {
+  const cuda::Grid grid = kernel.grid();
+  const int64_t count = grid.x * grid.y;
+  for (int64_t n = 0; n < count; ++n) {
+    const int64_t i = order == EmulatedOrder::kAscending ? n : count - 1 - n;
+    EmulatedBlock block(i % grid.x, i / grid.x, Kernel::kThreads,
+                        kernel.shared_bytes(), order);
+    kernel(block);
+  }
+}
+
+}  // namespace binarymos
