@@ -167,6 +167,16 @@ void OptionTable::AddInt64(Spec spec, int64_t* target) {
   entry.accepts = [](const toml::node& node) { return node.is_integer(); };
 }
 
+void OptionTable::AddNumber(Spec spec, double* target) {
+  Entry& entry = Add(std::move(spec), "NUMBER");
+  entry.expected = "a number such as 0.9";
+  entry.parse = [target](const std::string& text) {
+    return absl::SimpleAtod(text, target);
+  };
+  entry.to_toml = [target] { return absl::StrCat(*target); };
+  entry.accepts = [](const toml::node& node) { return node.is_number(); };
+}
+
 void OptionTable::AddSwitch(Spec spec, bool* target) {
   Entry& entry = Add(std::move(spec), "");
   entry.expected = "true or false";
@@ -319,6 +329,8 @@ absl::Status OptionTable::ApplyFile(const std::string& path) {
     std::string text;
     if (const auto* string = node.as_string()) {
       text = string->get();
+    } else if (const auto* number = node.as_floating_point()) {
+      text = absl::StrCat(number->get());
     } else if (const auto* integer = node.as_integer()) {
       text = absl::StrCat(integer->get());
     } else {

@@ -48,6 +48,8 @@ class OptionTable {
   void AddText(Spec spec, std::string* target);
   void AddInt(Spec spec, int* target);
   void AddInt64(Spec spec, int64_t* target);
+  // 0.9, 1e-3, 2.
+  void AddNumber(Spec spec, double* target);
   // true or false; as a flag also --name and --no-name.
   void AddSwitch(Spec spec, bool* target);
   // 4096, 512KiB, 64MiB, 4GiB, 1TiB.

@@ -101,19 +101,20 @@ absl::Status CheckVocabulary(const Tokenizer& tokenizer,
                    config.vocab_size, "; they do not belong together"));
 }
 
-// Bytes for the KV cache, once the weights are resident.
+// Bytes for the KV cache, once weights and workspaces are resident.
 absl::StatusOr<int64_t> KvCacheMemory(const EngineOptions& options,
-                                      Backend& backend) {
+                                      Backend& backend, bool on_host) {
   const absl::StatusOr<size_t> available = backend.AvailableMemory();
   if (!available.ok()) return available.status();
   const auto left = static_cast<int64_t>(*available);
   if (options.kv_cache_memory == 0) {
-    return std::min(kDefaultKvCacheMemory, left / 2);
+    return on_host ? std::min(kDefaultKvCacheMemory, left / 2) : left;
   }
   if (options.kv_cache_memory > left) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "--kv-cache-memory is ", options.kv_cache_memory, " bytes, but only ",
-        left, " bytes are left after the weights; lower it"));
+        left, " bytes are left after the weights; lower it",
+        on_host ? "" : " or raise --gpu-memory-utilization"));
   }
   return options.kv_cache_memory;
 }
@@ -225,6 +226,10 @@ class LlamaEngine : public Engine {
   absl::Status Allocate(const EngineOptions& options, LlamaWeights weights);
   absl::Status WarmUp(const EngineOptions& options);
   void DescribeModel();
+  // REQUIRES: model_.
+  bool on_host() const {
+    return model_->weights().final_norm.view().device == Device::kHost;
+  }
 
   // Constant after Load. Destroyed from the last to the first.
   LlamaConfig config_;
@@ -285,7 +290,9 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
       CreateBackend({.device = options.device,
                      .num_threads = options.num_threads,
                      .cpu_kernels = options.cpu_kernels,
-                     .activation_bits = options.activation_bits});
+                     .activation_bits = options.activation_bits,
+                     .gpu_memory_utilization =
+                         options.gpu_memory_utilization});
   if (!backend.ok()) return backend.status();
   backend_ = *std::move(backend);
 
@@ -297,18 +304,6 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
 
 absl::Status LlamaEngine::Allocate(const EngineOptions& options,
                                    LlamaWeights weights) {
-  const absl::StatusOr<int64_t> memory = KvCacheMemory(options, *backend_);
-  if (!memory.ok()) return memory.status();
-  const KvCacheShape shape{config_.num_layers, config_.num_kv_heads,
-                           config_.head_dim,
-                           options.kv_cache_f32 ? DType::kF32 : DType::kF16};
-  const absl::StatusOr<int> num_blocks = NumKvCacheBlocks(
-      shape, {.pool_bytes = *memory,
-              .max_num_seqs = options.max_num_seqs,
-              .max_model_len = cache_config_.max_model_len,
-              .cap_at_working_set = options.kv_cache_memory == 0});
-  if (!num_blocks.ok()) return num_blocks.status();
-
   LlamaLimits limits;
   limits.max_model_len = cache_config_.max_model_len;
   limits.max_tokens = options.max_num_batched_tokens != 0
@@ -320,6 +315,19 @@ absl::Status LlamaEngine::Allocate(const EngineOptions& options,
       LlamaModel::Create(config_, std::move(weights), limits, *backend_);
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
+
+  const absl::StatusOr<int64_t> memory = 
+      KvCacheMemory(options, *backend_, on_host());
+  if (!memory.ok()) return memory.status();
+  const KvCacheShape shape{config_.num_layers, config_.num_kv_heads,
+                           config_.head_dim,
+                           options.kv_cache_f32 ? DType::kF32 : DType::kF16};
+  const absl::StatusOr<int> num_blocks = NumKvCacheBlocks(
+      shape, {.pool_bytes = *memory,
+              .max_num_seqs = options.max_num_seqs,
+              .max_model_len = cache_config_.max_model_len,
+              .cap_at_working_set = options.kv_cache_memory == 0});
+  if (!num_blocks.ok()) return num_blocks.status();
 
   absl::StatusOr<KvCache> cache =
       KvCache::Allocate(*backend_, shape, *num_blocks);
@@ -343,9 +351,7 @@ absl::Status LlamaEngine::WarmUp(const EngineOptions& options) {
       probe.Step(std::min(kWarmUpTokens, max_tokens));
   if (!first.ok()) return first.status();
 
-  const bool on_host =
-      model_->weights().final_norm.view().device == Device::kHost;
-  if (options.max_num_batched_tokens != 0 || !on_host) {
+  if (options.max_num_batched_tokens != 0 || !on_host()) {
     cache_config_.max_num_batched_tokens = max_tokens;
     return absl::OkStatus();
   }
@@ -360,6 +366,7 @@ void LlamaEngine::DescribeModel() {
   info_.architecture = "llama";
   info_.quant_method = Name(config_.quant_method);
   info_.device = backend_->description();
+  info_.device_note = backend_->note();
   info_.num_experts = config_.num_experts;
   info_.vocab_size = config_.vocab_size;
   info_.hidden_size = config_.hidden_size;

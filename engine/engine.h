@@ -22,13 +22,15 @@ struct EngineOptions {
   int num_threads = 0;
   std::string cpu_kernels = "auto";
   int activation_bits = 0;
+  double gpu_memory_utilization = 0.9;
 
   int max_num_seqs = 64;  // sequences that run at the same time, 1 to 1024
   int max_model_len = 0;  // 0: the model's max_position_embeddings
   int max_num_batched_tokens = 0;  // 0: CUDA 2,048; CPU measured at load so
                                    // that a step stays under 500 ms
   int64_t kv_cache_memory = 0;     // bytes; 0: the smaller of 4 GiB and half of
-                                   // what is left (CPU)
+                                   // what is left (CPU), or all that
+                                   // gpu_memory_utilization leaves (CUDA)
   bool kv_cache_f32 = false;       // for comparisons with the reference
   int gate_sample_interval = 64;   // steps between StepStats::mean_gate; 0: off
 };
@@ -38,6 +40,7 @@ struct ModelInfo {
   std::string architecture;  // "llama"
   std::string quant_method;  // "binarymos", "float16"
   std::string device;        // Backend::description()
+  std::string device_note;   // Backend::note()
   int num_experts = 0;       // 0 for float16
   int vocab_size = 0;
   int hidden_size = 0;

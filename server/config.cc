@@ -76,6 +76,10 @@ void CheckEngine(const EngineOptions& engine, Checker& check) {
   check.Range("threads", engine.num_threads, 0, 1024);
   check.OneOf("cpu-kernels", engine.cpu_kernels,
               {"auto", "avx2", "portable", "reference"});
+  check.Require(engine.gpu_memory_utilization > 0 &&
+                    engine.gpu_memory_utilization <= 1,
+                "gpu-memory-utilization", engine.gpu_memory_utilization,
+                "more than 0 and at most 1");
   const int bits = engine.activation_bits;
   check.Require(
       bits == 0 || bits == 8 || bits == 12 || bits == 14 || bits == 16,

@@ -175,6 +175,7 @@ absl::Status ServerImpl::Serve(std::unique_ptr<Engine> engine) {
   Log(LogLevel::kInfo, "ready",
       {{"model", model_->name()},
        {"device", model_->engine().info().device},
+       {"device_note", model_->engine().info().device_note},
        {"max_model_len", model_->max_positions()},
        {"http_port", metrics_->http_port()}});
   thread_ = std::thread([this] { Main(); });

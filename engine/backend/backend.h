@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -78,6 +79,9 @@ class Backend {
 
   // For people: "cpu (avx2, 2 threads)".
   virtual std::string description() const = 0;
+  // Why it is not the backend that somebody might expect; empty as a rule.
+  const std::string& note() const { return note_; }
+  void set_note(std::string note) { note_ = std::move(note); }
 
   // --- Memory --------------------------------------------------------------
 
@@ -149,6 +153,9 @@ class Backend {
   // out: [num_logit_rows, hidden] f32.
   virtual void GatherLogitRows(const ConstTensorView& x,
                                const TensorView& out) = 0;
+
+ private:
+  std::string note_;
 };
 
 }  // namespace binarymos

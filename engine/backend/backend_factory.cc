@@ -17,12 +17,19 @@ namespace {
 using BackendOr = absl::StatusOr<std::unique_ptr<Backend>>;
 
 constexpr int kMaxThreads = 1024;
+constexpr int kDefaultCudaActivationBits = 16;
 
 absl::Status Validate(const BackendOptions& options) {
   if (options.num_threads < 0 || options.num_threads > kMaxThreads) {
     return absl::InvalidArgumentError(
         absl::StrCat("num_threads is ", options.num_threads,
                      "; it must be 0 (automatic) to ", kMaxThreads));
+  }
+  if (!(options.gpu_memory_utilization > 0.0 &&
+        options.gpu_memory_utilization <= 1.0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "gpu_memory_utilization is ", options.gpu_memory_utilization,
+        "; it must be more than 0 and at most 1"));
   }
   switch (options.activation_bits) {
     case 0:
@@ -54,18 +61,31 @@ BackendOr CreateCpuBackend(const BackendOptions& options) {
   return CpuBackend::Create(options);
 }
 
+BackendOr CreateCudaBackend(const BackendOptions& options, int ordinal) {
+  return binarymos::CreateCudaBackend(
+      {.ordinal = ordinal,
+       .activation_bits = options.activation_bits > 0
+                              ? options.activation_bits
+                              : kDefaultCudaActivationBits,
+       .memory_utilization = options.gpu_memory_utilization});
+}
+
+BackendOr CreateBestBackend(const BackendOptions& options) {
+  // Asking for CPU kernels is asking for the CPU.
+  if (options.cpu_kernels != "auto") return CreateCpuBackend(options);
+  BackendOr cuda = CreateCudaBackend(options, 0);
+  if (!absl::IsUnavailable(cuda.status())) return cuda;
+  BackendOr cpu = CreateCpuBackend(options);
+  if (cpu.ok()) (*cpu)->set_note(std::string(cuda.status().message()));
+  return cpu;
+}
+
 }  // namespace
 
 BackendOr CreateBackend(const BackendOptions& options) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
   if (options.device == "cpu") return CreateCpuBackend(options);
-  if (options.device == "auto") {
-    // Asking for CPU kernels is asking for the CPU.
-    if (options.cpu_kernels != "auto") return CreateCpuBackend(options);
-    BackendOr cuda = CreateCudaBackend(0, options.activation_bits);
-    return absl::IsUnavailable(cuda.status()) ? CreateCpuBackend(options)
-                                              : std::move(cuda);
-  }
+  if (options.device == "auto") return CreateBestBackend(options);
   absl::string_view ordinal_text = options.device;
   int ordinal = 0;
   if (options.device != "cuda" &&
@@ -80,7 +100,7 @@ BackendOr CreateBackend(const BackendOptions& options) {
         absl::StrCat("cpu_kernels=", options.cpu_kernels,
                      " has no meaning with device=", options.device));
   }
-  return CreateCudaBackend(ordinal, options.activation_bits);
+  return CreateCudaBackend(options, ordinal);
 }
 
 }  // namespace binarymos

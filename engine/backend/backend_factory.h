@@ -22,6 +22,9 @@ struct BackendOptions {
   // Bits of a scaled activation inside a binary linear: 8, 12, 14 or 16.
   // 0: the device's default (CPU 14, CUDA 16).
   int activation_bits = 0;
+  // The part of a CUDA device's memory that this process may fill, the other
+  // processes there included: more than 0, at most 1.
+  double gpu_memory_utilization = 0.9;
 };
 
 // INVALID_ARGUMENT for a value that is not in the lists above; UNAVAILABLE if

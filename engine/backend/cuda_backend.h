@@ -1,17 +1,120 @@
-// The CUDA backend. Names nothing of CUDA, so that any build can include it.
+// The CUDA backend. Names nothing of CUDA, so that any build can include it,
+// and tests run it without a device.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
+#include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/backend/backend.h"
+#include "engine/backend/cuda_batch.h"
+#include "engine/backend/cuda_driver.h"
 
 namespace binarymos {
 
-// Device `ordinal`, as CUDA counts them. `activation_bits` as in
-// BackendOptions. UNAVAILABLE if there is no such device or CUDA is not built
-// in.
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(int ordinal,
-                                                           int activation_bits);
+struct CudaBackendOptions {
+  int ordinal = 0;           // of the device, as CUDA counts them
+  int activation_bits = 16;  // 8, 12, 14 or 16
+  // The part of the device's memory that AvailableMemory counts with.
+  double memory_utilization = 0.9;  // more than 0, at most 1
+};
+
+// UNAVAILABLE if there is no such device, if it is too old for the kernels, or
+// if CUDA is not built in; the message says which.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
+    const CudaBackendOptions& options);
+
+// Enqueues kernels (engine/kernels/cuda) and owns the workspaces between them.
+// With equal activation_bits the results are those of CpuBackend bit for bit,
+// NaN payloads aside. After a failed operation every further one is skipped and
+// EndStep keeps returning the failure: a broken device stays broken. Threads as
+// Backend.
+class CudaBackend : public Backend {
+ public:
+  CudaBackend(std::unique_ptr<CudaDriver> driver,
+              const CudaBackendOptions& options);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+
+  absl::StatusOr<Tensor> Allocate(DType dtype, Shape shape) override;
+  absl::StatusOr<Tensor> Upload(const ConstTensorView& host) override;
+  absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(
+      const LinearTensors& tensors) override;
+  // Free memory, less what memory_utilization leaves to others and 32 MiB for
+  // what grows later.
+  absl::StatusOr<size_t> AvailableMemory() const override;
+  absl::Status Reserve(int max_tokens, int max_logit_rows) override;
+
+  void BeginStep(const BatchView& batch) override;
+  absl::Status EndStep() override;
+  absl::Status ReadBack(const ConstTensorView& tensor,
+                        std::span<float> host) override;
+  void Zero(const TensorView& tensor) override;
+
+  void Embed(const PackedLinear& table, const TensorView& out) override;
+  void RmsNorm(const ConstTensorView& x, const ConstTensorView& weight,
+               float eps, const TensorView& out) override;
+  void Linear(const PackedLinear& linear, const ConstTensorView& x,
+              Output output, const TensorView& y,
+              const TensorView& gate_sums) override;
+  void RopeAndWriteKv(const AttentionShape& shape, const RopeTable& rope,
+                      const TensorView& q, const TensorView& k,
+                      const ConstTensorView& v, const KvLayer& kv) override;
+  void Attention(const AttentionShape& shape, const ConstTensorView& q,
+                 const KvLayer& kv, const TensorView& out) override;
+  void SwiGlu(const ConstTensorView& gate, const ConstTensorView& up,
+              const TensorView& out) override;
+  void GatherLogitRows(const ConstTensorView& x,
+                       const TensorView& out) override;
+
+ private:
+  class Float16;  // the two kinds of PackedLinear
+  class BinaryMos;
+
+  const BatchView& batch() const;
+  // The first failure is kept.
+  void Update(const absl::Status& status) { status_.Update(status); }
+  // Enqueues `kernel` unless something failed before.
+  void Launch(const cuda::Kernel& kernel);
+
+  absl::StatusOr<std::unique_ptr<PackedLinear>> PackFloat16(
+      const LinearTensors& tensors);
+  absl::StatusOr<std::unique_ptr<PackedLinear>> PackBinaryMos(
+      const LinearTensors& tensors);
+  absl::StatusOr<Tensor> UploadIfAny(const ConstTensorView& host);
+  // Makes room in the workspaces for `rows` rows of the widest layer.
+  absl::Status ReserveRows(int64_t rows);
+
+  void RunFloat16(const Float16& linear, const ConstTensorView& x,
+                  Output output, const TensorView& y);
+  void RunBinaryMos(const BinaryMos& linear, const ConstTensorView& x,
+                    Output output, const TensorView& y,
+                    const TensorView& gate_sums);
+  // The batch with its queries in blocks for this shape.
+  const CudaBatch& BatchFor(const AttentionShape& shape);
+
+  const std::unique_ptr<CudaDriver> driver_;
+  const CudaBackendOptions options_;
+  absl::Status status_;
+
+  const BatchView* batch_ = nullptr;
+  CudaBatch device_batch_;
+
+  // Of the binary linear: as many rows and slices as were ever reserved.
+  int64_t reserved_rows_ = 0;
+  int64_t max_slices_ = 0;
+  int max_experts_ = 1;
+  Buffer planes_;
+  Buffer slices_;
+  Buffer gates_;
+
+  Buffer attention_states_;
+  Buffer read_back_;  // page-locked
+};
 
 }  // namespace binarymos

@@ -34,6 +34,7 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
                "BINARYMOS_THREADS=3",
                "BINARYMOS_CPU_KERNELS=portable",
                "BINARYMOS_ACTIVATION_BITS=12",
+               "BINARYMOS_GPU_MEMORY_UTILIZATION=0.75",
                "BINARYMOS_MAX_MODEL_LEN=101",
                "BINARYMOS_KV_CACHE_MEMORY=1MiB",
                "BINARYMOS_KV_CACHE_F32=true",
@@ -72,6 +73,7 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
   EXPECT_EQ(c.engine.num_threads, 3);
   EXPECT_EQ(c.engine.cpu_kernels, "portable");
   EXPECT_EQ(c.engine.activation_bits, 12);
+  EXPECT_EQ(c.engine.gpu_memory_utilization, 0.75);
   EXPECT_EQ(c.engine.max_model_len, 101);
   EXPECT_EQ(c.engine.kv_cache_memory, 1 << 20);
   EXPECT_TRUE(c.engine.kv_cache_f32);

@@ -187,10 +187,9 @@ struct Attention {
     block.ForEach([&](int thread) {
       for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
         const int d = i % Padded();
-        memory.q[i] =
-            d < args.head_dim
-                ? args.q[OutputOf(queries, kv_head, i / Padded()) + d]
-                : 0.0f;
+        memory.q[i] = d < args.head_dim
+                          ? args.q[OutputOf(queries, kv_head, i / Padded()) + d]
+                          : 0.0f;
       }
     });
   }
@@ -208,8 +207,8 @@ struct Attention {
         memory.scalars[i * kScalars + kSum] = 0.0f;
       }
     });
-    const int last = args.positions[queries.first_token + queries.num_tokens -
-                                    1];
+    const int last =
+        args.positions[queries.first_token + queries.num_tokens - 1];
     for (int i = 0; i < kAttentionSplit / kAttentionTile; ++i) {
       const int start = split * kAttentionSplit + i * kAttentionTile;
       if (start > last) break;
@@ -251,11 +250,10 @@ struct Attention {
       const int j = i / columns;
       const int d = i % columns * kCount;
       const int64_t block = table[(start + j) / kKvPage];
-      const int64_t cell =
-          ((block * args.num_kv_heads + kv_head) * kKvPage +
-           (start + j) % kKvPage) *
-              args.head_dim +
-          d;
+      const int64_t cell = ((block * args.num_kv_heads + kv_head) * kKvPage +
+                            (start + j) % kKvPage) *
+                               args.head_dim +
+                           d;
       const bool inside = d < args.head_dim;
       const int to = j * Stride() + d;
       *reinterpret_cast<Elements*>(memory.keys + to) =
@@ -290,11 +288,11 @@ struct Attention {
       for (int i = thread; i < num_queries * kAttentionTile; i += kThreads) {
         const int query = i / kAttentionTile;
         const int j = i % kAttentionTile;
-        memory.p[i] = j < Visible(queries, query, start)
-                          ? Dot(memory.keys + j * Stride(),
-                                memory.q + query * Padded()) *
-                                args.scale
-                          : -Infinity();
+        memory.p[i] =
+            j < Visible(queries, query, start)
+                ? Dot(memory.keys + j * Stride(), memory.q + query * Padded()) *
+                      args.scale
+                : -Infinity();
       }
     });
     block.Sync();
@@ -318,8 +316,8 @@ struct Attention {
                               const Memory& memory) const {
     const auto query_of = [&](int thread) {
       const int query = first + thread / kSumLanes;
-      const bool sees = query < NumQueries(queries) &&
-                        Visible(queries, query, start) > 0;
+      const bool sees =
+          query < NumQueries(queries) && Visible(queries, query, start) > 0;
       return sees ? query : -1;
     };
     typename Block::template PerThread<float> value;
@@ -327,8 +325,7 @@ struct Attention {
       const int query = query_of(thread);
       value[thread] = -Infinity();
       if (query < 0) return;
-      const float* p =
-          memory.p + query * kAttentionTile + thread % kSumLanes;
+      const float* p = memory.p + query * kAttentionTile + thread % kSumLanes;
       value[thread] = p[0];
       BINARYMOS_UNROLL
       for (int i = kSumLanes; i < kAttentionTile; i += kSumLanes) {
@@ -425,8 +422,8 @@ struct Attention {
         const MergeFactors factors =
             FactorsOf(scalars[kTotalMax], scalars[kMax]);
         scalars[kTotalMax] = factors.max;
-        scalars[kTotalSum] = Fma(scalars[kTotalSum], factors.keep,
-                                 scalars[kSum] * factors.add);
+        scalars[kTotalSum] =
+            Fma(scalars[kTotalSum], factors.keep, scalars[kSum] * factors.add);
       }
     });
     block.Sync();

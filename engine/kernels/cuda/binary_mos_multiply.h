@@ -28,9 +28,9 @@ namespace binarymos::cuda {
 // The arguments of every variant below.
 struct MultiplyArgs {
   BinaryMosShape shape;
-  const uint32_t* signs = nullptr;        // [shape.sign_words()]
-  const uint16_t* out_scale = nullptr;    // [E, out] f16
-  const uint16_t* bias = nullptr;         // [out] f16 or null
+  const uint32_t* signs = nullptr;      // [shape.sign_words()]
+  const uint16_t* out_scale = nullptr;  // [E, out] f16
+  const uint16_t* bias = nullptr;       // [out] f16 or null
   int64_t tokens = 0;
   const uint32_t* planes = nullptr;       // PlaneLayout
   const PreparedSlice* slices = nullptr;  // [num_slices, tokens]
@@ -66,12 +66,11 @@ struct MultiplyBinaryMos {
     block.ForEach([&](int thread) { sums[thread] = {}; });
     const int64_t num_slices = args.shape.num_slices();
     const int64_t longest = CeilDiv(num_slices, kSumGroups);
+    BINARYMOS_NO_UNROLL
     for (int64_t i = 0; i < longest; i += kDepth) {
       AddSlices(block, i, sums);
     }
-    block.ForEach([&](int thread) {
-      Publish(thread, sums[thread], shared);
-    });
+    block.ForEach([&](int thread) { Publish(thread, sums[thread], shared); });
     block.Sync();
     block.ForEach([&](int thread) {
       for (int i = thread; i < kRows * kTokens; i += kThreads) {
@@ -132,9 +131,8 @@ struct MultiplyBinaryMos {
     const PlaneLayout layout{args.tokens, args.shape.num_slices(), kPlanes};
     const int g = thread % kWarp / 4;
     const int64_t unit =
-        kOneToken
-            ? layout.UnitWord(0, slice, f * kMmaColumns + g)
-            : layout.UnitWord(column_block * kTokens + g, slice, f);
+        kOneToken ? layout.UnitWord(0, slice, f * kMmaColumns + g)
+                  : layout.UnitWord(column_block * kTokens + g, slice, f);
     return LoadPack<PlaneFragment>(args.planes + unit + thread % 4 * 2);
   }
 
@@ -150,7 +148,7 @@ struct MultiplyBinaryMos {
     for (int d = 0; d < kDepth; ++d) {
       typename Block::template PerThread<Counts> counts;
       block.ForEach([&](int thread) { counts[thread] = {}; });
-      BINARYMOS_UNROLL
+      BINARYMOS_UNROLL_BY_4
       for (int f = 0; f < kFragments; ++f) {
         typename Block::template PerThread<PlaneFragment> b;
         block.ForEach([&](int thread) {
@@ -232,15 +230,13 @@ struct MultiplyBinaryMos {
       const int64_t token =
           kOneToken ? 0 : column_block * kTokens + thread % 4 * 2 + column;
       if (token >= args.tokens) continue;
-      const PreparedSlice prepared =
-          args.slices[slice * args.tokens + token];
+      const PreparedSlice prepared = args.slices[slice * args.tokens + token];
       if (prepared.scale == 0.0f) continue;
       BINARYMOS_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         BINARYMOS_UNROLL
         for (int row = 0; row < 2; ++row) {
-          const int32_t sum =
-              2 * counts.v[tile][row][column] - prepared.sum;
+          const int32_t sum = 2 * counts.v[tile][row][column] - prepared.sum;
           float& total = sums.v[tile][row][column];
           total = Fma(static_cast<float>(sum), prepared.scale, total);
         }
@@ -285,9 +281,9 @@ struct MultiplyBinaryMos {
       scale = Fma(args.gates[token * args.shape.experts + e],
                   ToFloat(args.out_scale[e * args.shape.out + row]), scale);
     }
-    const float value =
-        args.bias == nullptr ? total * scale
-                             : Fma(total, scale, ToFloat(args.bias[row]));
+    const float value = args.bias == nullptr
+                            ? total * scale
+                            : Fma(total, scale, ToFloat(args.bias[row]));
     float& y = args.y[token * args.shape.out + row];
     y = args.accumulate ? y + value : value;
   }

@@ -211,9 +211,8 @@ struct PrepareBinaryMos {
       BINARYMOS_UNROLL
       for (int i = 0; i < kSliceWords; ++i) {
         typename Block::template PerThread<int32_t> bit;
-        block.ForEach([&](int thread) {
-          bit[thread] = q[thread].v[i] >> plane & 1;
-        });
+        block.ForEach(
+            [&](int thread) { bit[thread] = q[thread].v[i] >> plane & 1; });
         typename Block::template PerThread<uint32_t> word = block.Ballot(bit);
         block.ForEach([&](int thread) { unit[thread].v[i] = word[thread]; });
       }
@@ -239,13 +238,13 @@ struct PrepareBinaryMos {
       const int lane = thread % kWarp;
       if (slice >= end) return;
       if (lane / 2 < layout.num_planes) {
-        *reinterpret_cast<Words4*>(
-            planes + layout.UnitWord(block.x(), slice, lane / 2) +
-            lane % 2 * 4) = words[thread];
+        *reinterpret_cast<Words4*>(planes +
+                                   layout.UnitWord(block.x(), slice, lane / 2) +
+                                   lane % 2 * 4) = words[thread];
       }
       if (lane == 0) {
-        slices[slice * layout.tokens + block.x()] = {
-            SliceScale(max[thread]), sum[thread]};
+        slices[slice * layout.tokens + block.x()] = {SliceScale(max[thread]),
+                                                     sum[thread]};
       }
     });
   }

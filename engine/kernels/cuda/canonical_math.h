@@ -43,13 +43,20 @@ BINARYMOS_DEVICE float Exp(float value) {
          BitsFloat(static_cast<uint32_t>(rest + 127) << 23);
 }
 
-// The tree over 16 lanes: i and i + 8, then i and i + 4, and so on.
-BINARYMOS_DEVICE float ReduceAdd(float (&lanes)[kSumLanes]) {
+// lanes[i] += lanes[i + kWidth] for i below kWidth.
+template <int kWidth>
+BINARYMOS_DEVICE void AddHalves(float (&lanes)[kSumLanes]) {
   BINARYMOS_UNROLL
-  for (int width = kSumLanes / 2; width > 0; width /= 2) {
-    BINARYMOS_UNROLL
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
+  for (int i = 0; i < kWidth; ++i) lanes[i] += lanes[i + kWidth];
+}
+
+// The tree over 16 lanes: i and i + 8, then i and i + 4, and so on. Written
+// out, so that lanes in registers stay there.
+BINARYMOS_DEVICE float ReduceAdd(float (&lanes)[kSumLanes]) {
+  AddHalves<8>(lanes);
+  AddHalves<4>(lanes);
+  AddHalves<2>(lanes);
+  AddHalves<1>(lanes);
   return lanes[0];
 }
 

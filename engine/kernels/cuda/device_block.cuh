@@ -61,17 +61,17 @@ class DeviceBlock {
     return result;
   }
 
-  __device__ __forceinline__ void BinaryMma(
-      PerThread<CountFragment>& c, PerThread<SignFragment>& a,
-      PerThread<PlaneFragment>& b) const {
+  __device__ __forceinline__ void BinaryMma(PerThread<CountFragment>& c,
+                                            PerThread<SignFragment>& a,
+                                            PerThread<PlaneFragment>& b) const {
     int32_t* count = c[0].v;
     const uint32_t* sign = a[0].v;
     const uint32_t* plane = b[0].v;
     asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+r"(count[0]), "+r"(count[1]), "+r"(count[2]), "+r"(count[3])
-        : "r"(sign[0]), "r"(sign[1]), "r"(sign[2]), "r"(sign[3]),
-          "r"(plane[0]), "r"(plane[1]));
+        : "r"(sign[0]), "r"(sign[1]), "r"(sign[2]), "r"(sign[3]), "r"(plane[0]),
+          "r"(plane[1]));
   }
 
  private:

@@ -33,13 +33,15 @@
 #endif
 
 // Unrolling: full where registers indexed at run time would go to
-// memory, by 16 where loads of a long sum should be in flight together.
+// memory, by 4 or 16 where loads of a long sum should be in flight together.
 #if defined(__CUDACC__)
 #define BINARYMOS_UNROLL _Pragma("unroll")
+#define BINARYMOS_UNROLL_BY_4 _Pragma("unroll 4")
 #define BINARYMOS_UNROLL_BY_16 _Pragma("unroll 16")
 #define BINARYMOS_NO_UNROLL _Pragma("unroll 1")
 #else
 #define BINARYMOS_UNROLL
+#define BINARYMOS_UNROLL_BY_4
 #define BINARYMOS_UNROLL_BY_16
 #define BINARYMOS_NO_UNROLL
 #endif

@@ -12,4 +12,8 @@ namespace binarymos::cuda {
 // synchronization. Any thread.
 cudaError_t Launch(const Kernel& kernel, cudaStream_t stream);
 
+// cudaErrorNoKernelImageForDevice, or the like, where the current device can
+// run none of the kernels that were compiled.
+cudaError_t FindKernels();
+
 }  // namespace binarymos::cuda

@@ -9,8 +9,8 @@
 // Threads. A block per token, a thread per pair in turn.
 //
 // Bytes per token (7B, KV in f16): 32 KiB of q, 24 KiB of k and v, 16 KiB
-// written to the cache. Predicted for one token on an H200: 2.5 us, a launch and
-// two waits; 64 tokens: 3.5 us.
+// written to the cache. Predicted for one token on an H200: 2.5 us, a launch
+// and two waits; 64 tokens: 3.5 us.
 #pragma once
 
 #include "engine/kernels/cuda/canonical_math.h"
@@ -26,7 +26,7 @@ struct RopeAndWriteKv {
 
   int num_heads = 0;
   int num_kv_heads = 0;
-  int head_dim = 0;                    // even
+  int head_dim = 0;  // even
   int64_t num_tokens = 0;
   const int32_t* positions = nullptr;  // [tokens]
   const int64_t* kv_slots = nullptr;   // [tokens] block * kKvPage + offset
@@ -47,8 +47,7 @@ struct RopeAndWriteKv {
       const int half = head_dim / 2;
       const int64_t token = block.x();
       for (int i = thread; i < num_heads * half; i += kThreads) {
-        Rotate(token, i % half,
-               q + (token * num_heads + i / half) * head_dim);
+        Rotate(token, i % half, q + (token * num_heads + i / half) * head_dim);
       }
       for (int i = thread; i < num_kv_heads * half; i += kThreads) {
         const int head = i / half;
@@ -56,10 +55,9 @@ struct RopeAndWriteKv {
         const int64_t at = (token * num_kv_heads + head) * head_dim;
         Rotate(token, d, k + at);
         const int64_t slot = kv_slots[token];
-        const int64_t cell =
-            ((slot / kKvPage * num_kv_heads + head) * kKvPage +
-             slot % kKvPage) *
-            head_dim;
+        const int64_t cell = ((slot / kKvPage * num_kv_heads + head) * kKvPage +
+                              slot % kKvPage) *
+                             head_dim;
         for (int offset = 0; offset < head_dim; offset += half) {
           keys[cell + d + offset] = FromFloat<T>(k[at + d + offset]);
           values[cell + d + offset] = FromFloat<T>(v[at + d + offset]);

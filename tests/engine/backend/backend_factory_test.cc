@@ -58,6 +58,10 @@ INSTANTIATE_TEST_SUITE_P(
                    {.device = "cpu", .activation_bits = 10},
                    kInvalid,
                    "activation_bits is 10"},
+        BadOptions{"Memory",
+                   {.device = "cpu", .gpu_memory_utilization = 1.5},
+                   kInvalid,
+                   "gpu_memory_utilization is 1.5"},
         BadOptions{"BitsOfTheReference",
                    {.device = "cpu",
                     .cpu_kernels = "reference",
@@ -99,7 +103,20 @@ TEST(BackendFactoryTest, TheReferenceIsADevice) {
 
 TEST(BackendFactoryTest, AutomaticAlwaysFindsADevice) {
   const auto backend = CreateBackend({});
-  EXPECT_TRUE(backend.ok()) << backend.status();
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  // And says why, if it is not CUDA.
+  if ((*backend)->description().find("cpu") == 0) {
+    EXPECT_THAT((*backend)->note(), HasSubstr("CUDA"));
+    EXPECT_THAT((*backend)->note(), HasSubstr("--device=cpu"));
+  } else {
+    EXPECT_EQ((*backend)->note(), "");
+  }
+}
+
+TEST(BackendFactoryTest, WhoAsksForTheCpuNeedsNoNote) {
+  const auto backend = CreateBackend({.device = "cpu"});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ((*backend)->note(), "");
 }
 
 TEST(BackendFactoryTest, ADeviceThatIsNotThereIsUnavailable) {

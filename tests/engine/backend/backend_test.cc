@@ -14,9 +14,11 @@
 #include <vector>
 
 #include "engine/backend/backend_factory.h"
+#include "engine/backend/cuda_backend.h"
 #include "engine/core/float16.h"
 #include "engine/kernels/cpu/cpu_kernels.h"
 #include "gtest/gtest.h"
+#include "tests/engine/cuda/emulated_driver.h"
 
 namespace binarymos {
 namespace {
@@ -149,12 +151,57 @@ struct Batch {
   std::vector<int32_t> table_starts = {0}, logit_rows;
 };
 
+template <typename T>
+T Get(absl::StatusOr<T> value) {
+  BINARYMOS_CHECK(value.ok()) << value.status().ToString();
+  return *std::move(value);
+}
+
+// "avx2", "portable", "reference": the CPU. "emulated": the CUDA backend on an
+// emulated device. "cuda": on the first real one.
+struct TestBackend {
+  std::string name;
+  int threads = 1;
+  int activation_bits = 0;
+
+  absl::StatusOr<std::unique_ptr<Backend>> Create() const {
+    if (name == "emulated") {
+      static auto& device = *new EmulatedDevice;
+      CudaBackendOptions options;
+      if (activation_bits != 0) options.activation_bits = activation_bits;
+      return std::make_unique<CudaBackend>(
+          std::make_unique<EmulatedDriver>(&device), options);
+    }
+    BackendOptions options;
+    options.activation_bits = activation_bits;
+    options.device = name == "cuda" ? "cuda" : "cpu";
+    options.num_threads = threads;
+    if (name != "cuda") options.cpu_kernels = name;
+    return CreateBackend(options);
+  }
+};
+
+// Empty, or why the backend cannot run here.
+std::string WhyNot(const std::string& name) {
+  if (name == "avx2" && cpu::Avx2Kernels() == nullptr) {
+    return "this CPU has no AVX2, FMA and F16C";
+  }
+  if (name != "cuda") return "";
+  const auto backend = TestBackend{name}.Create();
+  return absl::IsUnavailable(backend.status())
+             ? std::string(backend.status().message())
+             : "";
+}
+
 // One decoder layer and an output layer on one backend.
 class MiniModel {
  public:
-  MiniModel(const BackendOptions& options, const LayerWeights& weights,
+  MiniModel(const TestBackend& backend, const LayerWeights& weights,
             DType kv = DType::kF16)
-      : backend_(Get(CreateBackend(options))) {
+      : MiniModel(Get(backend.Create()), weights, kv) {}
+  MiniModel(std::unique_ptr<Backend> backend, const LayerWeights& weights,
+            DType kv = DType::kF16)
+      : backend_(std::move(backend)) {
     for (const auto& [source, packed] : {std::pair{&weights.embed, &embed_},
                                          {&weights.q, &q_},
                                          {&weights.k, &k_},
@@ -235,12 +282,6 @@ class MiniModel {
   }
 
  private:
-  template <typename T>
-  static T Get(absl::StatusOr<T> value) {
-    BINARYMOS_CHECK(value.ok()) << value.status().ToString();
-    return *std::move(value);
-  }
-
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<PackedLinear> embed_, q_, k_, v_, o_, gate_, up_, down_;
   Tensor norm_, cos_, sin_, keys_, values_, gate_sums_;
@@ -254,25 +295,20 @@ const std::vector<Row>& RaggedRows() {
   return rows;
 }
 
-BackendOptions Cpu(const std::string& kernels, int threads = 1) {
-  return {.device = "cpu", .num_threads = threads, .cpu_kernels = kernels};
-}
-
 class BackendTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    if (GetParam() == "avx2" && cpu::Avx2Kernels() == nullptr) {
-      GTEST_SKIP() << "this CPU has no AVX2, FMA and F16C";
-    }
+    const std::string reason = WhyNot(GetParam());
+    if (!reason.empty()) GTEST_SKIP() << reason;
   }
   LayerWeights weights_;
 };
 
-class CpuPathTest : public BackendTest {};
+class QuantizedBackendTest : public BackendTest {};
 
-TEST_P(CpuPathTest, ALayerIsNearTheReference) {
-  MiniModel reference(Cpu("reference"), weights_, DType::kF32);
-  MiniModel model(Cpu(GetParam(), 2), weights_, DType::kF32);
+TEST_P(QuantizedBackendTest, ALayerIsNearTheReference) {
+  MiniModel reference(TestBackend{"reference"}, weights_, DType::kF32);
+  MiniModel model(TestBackend{GetParam(), 2}, weights_, DType::kF32);
   const auto expected = reference.Step(RaggedRows());
   const auto logits = model.Step(RaggedRows());
   // Quantization to 14 bits rounds by at most m / (2 * 8191) where the mean
@@ -288,11 +324,11 @@ TEST_P(CpuPathTest, ALayerIsNearTheReference) {
 }
 
 TEST_P(BackendTest, ASequenceDoesNotSeeItsNeighboursNorItsChunks) {
-  MiniModel together(Cpu(GetParam(), 3), weights_);
+  MiniModel together(TestBackend{GetParam(), 3}, weights_);
   const auto all = together.Step(RaggedRows());
   for (size_t r = 0; r < RaggedRows().size(); ++r) {
     const Row& row = RaggedRows()[r];
-    MiniModel alone(Cpu(GetParam()), weights_);
+    MiniModel alone(TestBackend{GetParam()}, weights_);
     std::vector<float> last;
     for (size_t t = 0; t < row.tokens.size(); ++t) {
       last = alone.Step({{static_cast<int>(t), {row.tokens[t]}, row.blocks}});
@@ -304,7 +340,7 @@ TEST_P(BackendTest, ASequenceDoesNotSeeItsNeighboursNorItsChunks) {
 }
 
 TEST_P(BackendTest, GatesAreSummedOverTokens) {
-  MiniModel model(Cpu(GetParam()), weights_);
+  MiniModel model(TestBackend{GetParam()}, weights_);
   for (int step = 0; step < 2; ++step) {  // the second starts from zero again
     model.Step(RaggedRows());
     double sum = 0;
@@ -319,8 +355,8 @@ TEST_P(BackendTest, GatesAreSummedOverTokens) {
 TEST_P(BackendTest, NanStaysInItsSequence) {
   LayerWeights poisoned;
   poisoned.embed.weight[49 * kHidden] = 0x7e00;  // token 49: the second row
-  MiniModel clean(Cpu(GetParam(), 2), weights_);
-  MiniModel model(Cpu(GetParam(), 2), poisoned);
+  MiniModel clean(TestBackend{GetParam(), 2}, weights_);
+  MiniModel model(TestBackend{GetParam(), 2}, poisoned);
   const auto expected = clean.Step(RaggedRows());
   const auto logits = model.Step(RaggedRows());
   for (size_t i = 0; i < logits.size(); ++i) {
@@ -334,7 +370,7 @@ TEST_P(BackendTest, NanStaysInItsSequence) {
 }
 
 TEST_P(BackendTest, AllocatedMemoryIsZeroAndUploadsAreCopies) {
-  auto backend = CreateBackend(Cpu(GetParam()));
+  auto backend = TestBackend{GetParam()}.Create();
   ASSERT_TRUE(backend.ok());
   std::vector<float> values = {1.0f, 2.0f, 3.0f};
   const auto zeros = (*backend)->Allocate(DType::kF32, Shape{3});
@@ -351,14 +387,14 @@ TEST_P(BackendTest, AllocatedMemoryIsZeroAndUploadsAreCopies) {
 }
 
 TEST_P(BackendTest, AnImpossibleAllocationIsResourceExhausted) {
-  auto backend = CreateBackend(Cpu(GetParam()));
+  auto backend = TestBackend{GetParam()}.Create();
   ASSERT_TRUE(backend.ok());
   const auto tensor = (*backend)->Allocate(DType::kU8, Shape{int64_t{1} << 62});
   EXPECT_TRUE(absl::IsResourceExhausted(tensor.status())) << tensor.status();
 }
 
 TEST_P(BackendTest, APackedLayerKnowsItsShapeAndSize) {
-  auto backend = CreateBackend(Cpu(GetParam()));
+  auto backend = TestBackend{GetParam()}.Create();
   ASSERT_TRUE(backend.ok());
   const auto binary = (*backend)->Pack(weights_.gate.Tensors());
   ASSERT_TRUE(binary.ok());
@@ -374,36 +410,58 @@ TEST_P(BackendTest, APackedLayerKnowsItsShapeAndSize) {
   EXPECT_EQ((*float16)->bytes(), size_t{kHidden * kVocab * 2});
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, CpuPathTest,
-                         testing::Values("avx2", "portable"),
+INSTANTIATE_TEST_SUITE_P(Kernels, QuantizedBackendTest,
+                         testing::Values("avx2", "portable", "emulated",
+                                         "cuda"),
                          [](const auto& test) { return test.param; });
 
 INSTANTIATE_TEST_SUITE_P(Kernels, BackendTest,
-                         testing::Values("avx2", "portable", "reference"),
+                         testing::Values("avx2", "portable", "reference",
+                                         "emulated", "cuda"),
                          [](const auto& test) { return test.param; });
 
 TEST(CpuBackendTest, PathsAndThreadsGiveTheSameBits) {
   const LayerWeights weights;
-  MiniModel portable(Cpu("portable", 1), weights);
+  MiniModel portable(TestBackend{"portable", 1}, weights);
   const auto expected = portable.Step(RaggedRows());
   for (int threads = 1; threads <= 8; ++threads) {
-    MiniModel other(Cpu("auto", threads), weights);
+    MiniModel other(TestBackend{"auto", threads}, weights);
     EXPECT_EQ(other.Step(RaggedRows()), expected) << threads << " threads";
   }
 }
 
+// The canonical arithmetic of DESIGN section 6, on the device and, without one,
+// in the same kernels run on the CPU.
+class CudaBackendTest : public BackendTest {};
+
+TEST_P(CudaBackendTest, WithEqualBitsTheLogitsAreThoseOfTheCpu) {
+  for (const int bits : {8, 12, 14, 16}) {
+    for (const DType kv : {DType::kF16, DType::kF32}) {
+      SCOPED_TRACE(testing::Message() << bits << " bits, " << Name(kv));
+      MiniModel cpu(TestBackend{"portable", 1, bits}, weights_, kv);
+      MiniModel cuda(TestBackend{GetParam(), 1, bits}, weights_, kv);
+      EXPECT_EQ(cuda.Step(RaggedRows()), cpu.Step(RaggedRows()));
+      EXPECT_EQ(cuda.GateSums(), cpu.GateSums());
+      const std::vector<Row> one = {{18, {7}, {2, 5}}};
+      EXPECT_EQ(cuda.Step(one), cpu.Step(one));
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, CudaBackendTest,
+                         testing::Values("emulated", "cuda"),
+                         [](const auto& test) { return test.param; });
+
 TEST(CpuBackendTest, FewerActivationBitsAreUsed) {
   const LayerWeights weights;
-  MiniModel fine(Cpu("portable"), weights);
-  BackendOptions options = Cpu("portable");
-  options.activation_bits = 8;
-  MiniModel coarse(options, weights);
+  MiniModel fine(TestBackend{"portable"}, weights);
+  MiniModel coarse(TestBackend{"portable", 1, 8}, weights);
   EXPECT_NE(fine.Step(RaggedRows()), coarse.Step(RaggedRows()));
 }
 
 TEST(CpuBackendDeathTest, AnOperationOutsideAStepIsFatal) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
-  const auto backend = CreateBackend(Cpu("portable"));
+  const auto backend = TestBackend{"portable"}.Create();
   ASSERT_TRUE(backend.ok());
   EXPECT_DEATH((void)(*backend)->EndStep(), "EndStep outside a step");
 }

@@ -1,5 +1,7 @@
 // The binary linear of the CUDA backend, its kernels run on the CPU, against
 // the canonical arithmetic of kernels/reference, bit for bit.
+#include "engine/kernels/reference/binary_mos_linear.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,7 +17,6 @@
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
-#include "engine/kernels/reference/binary_mos_linear.h"
 #include "tests/engine/cuda/emulated_block.h"
 
 namespace binarymos {
@@ -85,10 +86,10 @@ std::vector<uint32_t> PackLayer(const Layer& layer, EmulatedOrder order) {
   const cuda::BinaryMosShape shape{layer.shape.in, layer.shape.out,
                                    layer.shape.experts};
   std::vector<uint32_t> packed(shape.sign_words(), ~0u);
-  RunEmulated(cuda::PackSigns{.shape = shape,
-                              .sign = layer.sign.data(),
-                              .packed = packed.data()},
-              order);
+  RunEmulated(
+      cuda::PackSigns{
+          .shape = shape, .sign = layer.sign.data(), .packed = packed.data()},
+      order);
   return packed;
 }
 
@@ -102,14 +103,12 @@ Result Apply(const Layer& layer, const std::vector<float>& x,
   const auto tokens = static_cast<int64_t>(x.size()) / layer.shape.in;
   const cuda::BinaryMosShape shape{layer.shape.in, layer.shape.out,
                                    layer.shape.experts};
-  const int num_planes = tokens == 1 && options.bits != 8
-                             ? 16
-                             : cuda::NumPlanes(options.bits);
+  const int num_planes =
+      tokens == 1 && options.bits != 8 ? 16 : cuda::NumPlanes(options.bits);
   // Garbage wherever the kernels do not write.
-  std::vector<uint32_t> planes(
-      cuda::CeilDiv(tokens, 8) * 8 * shape.num_slices() * 16 *
-          cuda::kSliceWords,
-      0xdeadbeefu);
+  std::vector<uint32_t> planes(cuda::CeilDiv(tokens, 8) * 8 *
+                                   shape.num_slices() * 16 * cuda::kSliceWords,
+                               0xdeadbeefu);
   std::vector<cuda::PreparedSlice> slices(tokens * shape.num_slices(),
                                           {kNan, 12345});
   Result result;
@@ -284,7 +283,7 @@ TEST(CudaBinaryMosLinearTest, ATokenDoesNotDependOnItsNeighbours) {
 TEST(CudaBinaryMosLinearTest, LargestSumsMatchTheReference) {
   Layer layer({.in = 768, .out = 96, .experts = 1, .gate = false});
   std::fill(layer.in_scale.begin(), layer.in_scale.end(), FloatToHalf(1.0f));
-  std::fill_n(layer.sign.begin(), 96, uint8_t{0xff});  // a row of +
+  std::fill_n(layer.sign.begin(), 96, uint8_t{0xff});    // a row of +
   std::fill_n(layer.sign.begin() + 96, 96, uint8_t{0});  // and one of -
   for (const int64_t tokens : {1, 2}) {
     std::vector<float> x(tokens * 768, 3.0f);

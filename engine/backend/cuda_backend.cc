@@ -1,0 +1,556 @@
+#include "engine/backend/cuda_backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "engine/api/types.h"
+#include "engine/core/check.h"
+
+namespace binarymos {
+namespace {
+
+static_assert(kBlockSize == cuda::kKvPage);
+
+// For the states of queries whose splits run apart. Enough for as many queries
+// as leave multiprocessors idle otherwise.
+constexpr size_t kAttentionStateBytes = size_t{16} << 20;
+
+// What grows after loading: the arrays of a batch.
+constexpr size_t kBatchReserve = size_t{32} << 20;
+
+constexpr int64_t kColumns = cuda::kMmaColumns;
+
+// The elements of a dense tensor on the device.
+template <typename T>
+const T* Elements(const ConstTensorView& tensor, DType dtype) {
+  BINARYMOS_CHECK(tensor.device == Device::kCuda);
+  BINARYMOS_CHECK(tensor.dtype == dtype) << Name(tensor.dtype);
+  return static_cast<const T*>(tensor.data);
+}
+const float* Floats(const ConstTensorView& tensor) {
+  return Elements<float>(tensor, DType::kF32);
+}
+float* Floats(const TensorView& tensor) {
+  return const_cast<float*>(Floats(ConstTensorView(tensor)));
+}
+const uint16_t* Halves(const ConstTensorView& tensor) {
+  return Elements<uint16_t>(tensor, DType::kF16);
+}
+// Null if absent.
+const uint16_t* HalvesIfAny(const Tensor& tensor) {
+  return tensor.view() ? Halves(tensor.view()) : nullptr;
+}
+
+bool IsF16(const KvLayer& kv) {
+  BINARYMOS_CHECK(kv.keys.dtype == kv.values.dtype);
+  BINARYMOS_CHECK(kv.keys.dtype == DType::kF16 || kv.keys.dtype == DType::kF32);
+  return kv.keys.dtype == DType::kF16;
+}
+
+// One unit of planes, slices and gates per row, rows in whole groups.
+size_t PlaneBytes(int64_t rows, int64_t slices) {
+  return cuda::CeilDiv(rows, kColumns) * kColumns * slices * 16 *
+         cuda::kSliceWords * sizeof(uint32_t);
+}
+
+cuda::Kernel MultiplyKernel(const cuda::MultiplyArgs& args, int num_planes) {
+  if (args.tokens == 1) {
+    if (num_planes == 8) return cuda::MultiplyBinaryMos<8, true>{args};
+    return cuda::MultiplyBinaryMos<16, true>{args};
+  }
+  if (num_planes == 8) return cuda::MultiplyBinaryMos<8, false>{args};
+  if (num_planes == 12) return cuda::MultiplyBinaryMos<12, false>{args};
+  return cuda::MultiplyBinaryMos<16, false>{args};
+}
+
+template <typename T>
+cuda::RopeAndWriteKv<T> RopeKernel(const AttentionShape& shape,
+                                   const CudaBatch& batch,
+                                   const RopeTable& rope, const TensorView& q,
+                                   const TensorView& k,
+                                   const ConstTensorView& v,
+                                   const KvLayer& kv) {
+  return {.num_heads = shape.num_heads,
+          .num_kv_heads = shape.num_kv_heads,
+          .head_dim = shape.head_dim,
+          .num_tokens = q.shape[0],
+          .positions = batch.positions(),
+          .kv_slots = batch.kv_slots(),
+          .cos = Floats(rope.cos),
+          .sin = Floats(rope.sin),
+          .q = Floats(q),
+          .k = Floats(k),
+          .v = Floats(v),
+          .keys = static_cast<T*>(kv.keys.data),
+          .values = static_cast<T*>(kv.values.data)};
+}
+
+template <typename T>
+cuda::Attention<T> AttentionKernel(const cuda::AttentionArgs& args,
+                                   const KvLayer& kv) {
+  return {args, static_cast<const T*>(kv.keys.data),
+          static_cast<const T*>(kv.values.data)};
+}
+
+}  // namespace
+
+class CudaBackend::Float16 : public PackedLinear {
+ public:
+  Float16(const LinearTensors& tensors, Tensor weight, Tensor bias)
+      : PackedLinear(LinearKind::kFloat16, tensors.in_features,
+                     tensors.out_features, 0),
+        weight_(std::move(weight)),
+        bias_(std::move(bias)) {}
+
+  static const Float16& From(const PackedLinear& linear) {
+    BINARYMOS_CHECK(linear.kind() == LinearKind::kFloat16);
+    return static_cast<const Float16&>(linear);
+  }
+
+  size_t bytes() const override { return weight_.bytes() + bias_.bytes(); }
+  const uint16_t* weight() const { return Halves(weight_.view()); }
+  const uint16_t* bias() const { return HalvesIfAny(bias_); }
+
+ private:
+  Tensor weight_;
+  Tensor bias_;
+};
+
+class CudaBackend::BinaryMos : public PackedLinear {
+ public:
+  struct Parts {
+    Buffer signs;
+    Tensor gate, in_scale, out_scale, bias;
+  };
+
+  BinaryMos(const cuda::BinaryMosShape& shape, Parts parts)
+      : PackedLinear(LinearKind::kBinaryMos, shape.in, shape.out,
+                     parts.gate.view() ? shape.experts : 0),
+        shape_(shape),
+        parts_(std::move(parts)) {}
+
+  static const BinaryMos& From(const PackedLinear& linear) {
+    BINARYMOS_CHECK(linear.kind() == LinearKind::kBinaryMos);
+    return static_cast<const BinaryMos&>(linear);
+  }
+
+  size_t bytes() const override {
+    return parts_.signs.bytes() + parts_.gate.bytes() +
+           parts_.in_scale.bytes() + parts_.out_scale.bytes() +
+           parts_.bias.bytes();
+  }
+  const cuda::BinaryMosShape& shape() const { return shape_; }
+  const uint32_t* signs() const {
+    return static_cast<const uint32_t*>(parts_.signs.data());
+  }
+  const uint16_t* gate() const { return HalvesIfAny(parts_.gate); }
+  const uint16_t* in_scale() const { return HalvesIfAny(parts_.in_scale); }
+  const uint16_t* out_scale() const { return HalvesIfAny(parts_.out_scale); }
+  const uint16_t* bias() const { return HalvesIfAny(parts_.bias); }
+
+ private:
+  cuda::BinaryMosShape shape_;
+  Parts parts_;
+};
+
+CudaBackend::CudaBackend(std::unique_ptr<CudaDriver> driver,
+                         const CudaBackendOptions& options)
+    : driver_(std::move(driver)), options_(options) {
+  const int bits = options.activation_bits;
+  BINARYMOS_CHECK(bits == 8 || bits == 12 || bits == 14 || bits == 16) << bits;
+  BINARYMOS_CHECK(options.memory_utilization > 0 &&
+                  options.memory_utilization <= 1);
+}
+
+CudaBackend::~CudaBackend() {
+  // Memory is freed when nothing uses it any more. What failed was reported.
+  driver_->Synchronize().IgnoreError();
+}
+
+std::string CudaBackend::description() const {
+  const CudaDeviceInfo& info = driver_->info();
+  return absl::StrCat("cuda:", info.ordinal, " (", info.name, ", compute ",
+                      info.compute_major, ".", info.compute_minor, ")");
+}
+
+// --- Memory ----------------------------------------------------------------
+
+absl::StatusOr<Tensor> CudaBackend::Allocate(DType dtype, Shape shape) {
+  const size_t bytes =
+      static_cast<size_t>(shape.num_elements()) * SizeOf(dtype);
+  absl::StatusOr<Buffer> buffer = driver_->AllocateDevice(bytes);
+  if (!buffer.ok()) return buffer.status();
+  if (bytes > 0) {
+    const absl::Status status = driver_->Zero(buffer->data(), bytes);
+    if (!status.ok()) return status;
+  }
+  return Tensor(*std::move(buffer), dtype, shape, Device::kCuda);
+}
+
+absl::StatusOr<Tensor> CudaBackend::Upload(const ConstTensorView& host) {
+  BINARYMOS_CHECK(host.device == Device::kHost);
+  absl::StatusOr<Buffer> buffer = driver_->AllocateDevice(host.bytes());
+  if (!buffer.ok()) return buffer.status();
+  if (host.bytes() > 0) {
+    const absl::Status status =
+        driver_->CopyToDevice(buffer->data(), host.data, host.bytes());
+    if (!status.ok()) return status;
+  }
+  return Tensor(*std::move(buffer), host.dtype, host.shape, Device::kCuda);
+}
+
+absl::StatusOr<Tensor> CudaBackend::UploadIfAny(const ConstTensorView& host) {
+  if (!host) return Tensor();
+  return Upload(host);
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(
+    const LinearTensors& tensors) {
+  switch (tensors.kind) {
+    case LinearKind::kFloat16:
+      return PackFloat16(tensors);
+    case LinearKind::kBinaryMos:
+      return PackBinaryMos(tensors);
+  }
+  return absl::InternalError("unknown kind of linear layer");
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::PackFloat16(
+    const LinearTensors& tensors) {
+  absl::StatusOr<Tensor> weight = Upload(tensors.weight);
+  if (!weight.ok()) return weight.status();
+  absl::StatusOr<Tensor> bias = UploadIfAny(tensors.bias);
+  if (!bias.ok()) return bias.status();
+  return std::make_unique<Float16>(tensors, *std::move(weight),
+                                   *std::move(bias));
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::PackBinaryMos(
+    const LinearTensors& tensors) {
+  if (tensors.num_experts > cuda::kMaxExperts) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a binary linear has ", tensors.num_experts, " experts; at most ",
+        cuda::kMaxExperts, " are supported"));
+  }
+  BINARYMOS_CHECK(tensors.gate || tensors.num_experts == 1);
+  const cuda::BinaryMosShape shape{tensors.in_features, tensors.out_features,
+                                   tensors.num_experts};
+  BinaryMos::Parts parts;
+  const struct {
+    const ConstTensorView& source;
+    Tensor& tensor;
+  } vectors[] = {{tensors.gate, parts.gate},
+                 {tensors.in_scale, parts.in_scale},
+                 {tensors.out_scale, parts.out_scale},
+                 {tensors.bias, parts.bias}};
+  for (const auto& vector : vectors) {
+    absl::StatusOr<Tensor> tensor = UploadIfAny(vector.source);
+    if (!tensor.ok()) return tensor.status();
+    vector.tensor = *std::move(tensor);
+  }
+  absl::StatusOr<Buffer> signs =
+      driver_->AllocateDevice(shape.sign_words() * sizeof(uint32_t));
+  if (!signs.ok()) return signs.status();
+  absl::StatusOr<Tensor> source = Upload(tensors.sign);
+  if (!source.ok()) return source.status();
+  absl::Status status = driver_->Launch(
+      cuda::PackSigns{.shape = shape,
+                      .sign = Elements<uint8_t>(source->view(), DType::kU8),
+                      .packed = static_cast<uint32_t*>(signs->data())});
+  status.Update(driver_->Synchronize());  // `source` goes away
+  if (!status.ok()) return status;
+  parts.signs = *std::move(signs);
+
+  max_slices_ = std::max(max_slices_, shape.num_slices());
+  max_experts_ = std::max(max_experts_, shape.experts);
+  status = ReserveRows(reserved_rows_);
+  if (!status.ok()) return status;
+  return std::make_unique<BinaryMos>(shape, std::move(parts));
+}
+
+absl::StatusOr<size_t> CudaBackend::AvailableMemory() const {
+  const absl::StatusOr<CudaMemory> memory = driver_->Memory();
+  if (!memory.ok()) return memory.status();
+  const auto ours = static_cast<size_t>(options_.memory_utilization *
+                                        static_cast<double>(memory->total));
+  const size_t kept = memory->total - ours + kBatchReserve;
+  return memory->free - std::min(memory->free, kept);
+}
+
+absl::Status CudaBackend::Reserve(int max_tokens, int max_logit_rows) {
+  if (attention_states_.bytes() == 0) {
+    absl::StatusOr<Buffer> states =
+        driver_->AllocateDevice(kAttentionStateBytes);
+    if (!states.ok()) return states.status();
+    attention_states_ = *std::move(states);
+  }
+  return ReserveRows(std::max(max_tokens, max_logit_rows));
+}
+
+absl::Status CudaBackend::ReserveRows(int64_t rows) {
+  reserved_rows_ = std::max(reserved_rows_, rows);
+  if (reserved_rows_ == 0 || max_slices_ == 0) return absl::OkStatus();
+  const struct {
+    Buffer& buffer;
+    size_t bytes;
+  } workspaces[] = {
+      {planes_, PlaneBytes(reserved_rows_, max_slices_)},
+      {slices_, reserved_rows_ * max_slices_ * sizeof(cuda::PreparedSlice)},
+      {gates_, reserved_rows_ * max_experts_ * sizeof(float)},
+  };
+  for (const auto& workspace : workspaces) {
+    if (workspace.bytes <= workspace.buffer.bytes()) continue;
+    absl::StatusOr<Buffer> buffer = driver_->AllocateDevice(workspace.bytes);
+    if (!buffer.ok()) return buffer.status();
+    workspace.buffer = *std::move(buffer);
+  }
+  return absl::OkStatus();
+}
+
+// --- One step --------------------------------------------------------------
+
+void CudaBackend::BeginStep(const BatchView& batch) {
+  BINARYMOS_CHECK(batch_ == nullptr) << "BeginStep inside a step";
+  batch_ = &batch;
+  if (!status_.ok()) return;
+  Update(device_batch_.Upload(batch, std::max(1, device_batch_.group()),
+                              *driver_));
+}
+
+absl::Status CudaBackend::EndStep() {
+  BINARYMOS_CHECK(batch_ != nullptr) << "EndStep outside a step";
+  batch_ = nullptr;
+  Update(driver_->Synchronize());
+  return status_;
+}
+
+absl::Status CudaBackend::ReadBack(const ConstTensorView& tensor,
+                                   std::span<float> host) {
+  const float* source = Floats(tensor);
+  BINARYMOS_CHECK_EQ(tensor.shape.num_elements(),
+                     static_cast<int64_t>(host.size()));
+  if (!status_.ok() || host.empty()) return status_;
+  if (read_back_.bytes() < host.size_bytes()) {
+    absl::StatusOr<Buffer> buffer = driver_->AllocatePinned(host.size_bytes());
+    if (!buffer.ok()) return buffer.status();
+    read_back_ = *std::move(buffer);
+  }
+  Update(driver_->CopyToHost(read_back_.data(), source, host.size_bytes()));
+  Update(driver_->Synchronize());
+  if (status_.ok()) {
+    std::memcpy(host.data(), read_back_.data(), host.size_bytes());
+  }
+  return status_;
+}
+
+void CudaBackend::Zero(const TensorView& tensor) {
+  BINARYMOS_CHECK(tensor.device == Device::kCuda);
+  if (!status_.ok() || tensor.bytes() == 0) return;
+  Update(driver_->Zero(tensor.data, tensor.bytes()));
+}
+
+const BatchView& CudaBackend::batch() const {
+  BINARYMOS_CHECK(batch_ != nullptr) << "operation outside a step";
+  return *batch_;
+}
+
+void CudaBackend::Launch(const cuda::Kernel& kernel) {
+  if (status_.ok()) Update(driver_->Launch(kernel));
+}
+
+void CudaBackend::Embed(const PackedLinear& table, const TensorView& out) {
+  const Float16& float16 = Float16::From(table);
+  BINARYMOS_CHECK(out.shape ==
+                  (Shape{batch().num_tokens(), table.in_features()}));
+  for (const TokenId token : batch().tokens) {
+    BINARYMOS_CHECK(token >= 0 && token < table.out_features())
+        << "token " << token;
+  }
+  Launch(cuda::Embed{.table = float16.weight(),
+                     .tokens = device_batch_.tokens(),
+                     .num_tokens = batch().num_tokens(),
+                     .hidden = table.in_features(),
+                     .out = Floats(out)});
+}
+
+void CudaBackend::RmsNorm(const ConstTensorView& x,
+                          const ConstTensorView& weight, float eps,
+                          const TensorView& out) {
+  BINARYMOS_CHECK(out.shape == x.shape);
+  BINARYMOS_CHECK_EQ(weight.shape[0], x.shape[1]);
+  Launch(cuda::RmsNorm{.x = Floats(x),
+                       .weight = Halves(weight),
+                       .eps = eps,
+                       .rows = x.shape[0],
+                       .hidden = x.shape[1],
+                       .out = Floats(out)});
+}
+
+void CudaBackend::Linear(const PackedLinear& linear, const ConstTensorView& x,
+                         Output output, const TensorView& y,
+                         const TensorView& gate_sums) {
+  BINARYMOS_CHECK_EQ(x.shape[1], linear.in_features());
+  BINARYMOS_CHECK(y.shape == (Shape{x.shape[0], linear.out_features()}));
+  if (x.shape[0] == 0) return;
+  if (linear.kind() == LinearKind::kFloat16) {
+    RunFloat16(Float16::From(linear), x, output, y);
+  } else {
+    RunBinaryMos(BinaryMos::From(linear), x, output, y, gate_sums);
+  }
+}
+
+void CudaBackend::RunFloat16(const Float16& linear, const ConstTensorView& x,
+                             Output output, const TensorView& y) {
+  Launch(cuda::Float16Linear{.x = Floats(x),
+                             .weight = linear.weight(),
+                             .bias = linear.bias(),
+                             .rows = x.shape[0],
+                             .in = linear.in_features(),
+                             .out = linear.out_features(),
+                             .accumulate = output == Output::kAccumulate,
+                             .y = Floats(y)});
+}
+
+void CudaBackend::RunBinaryMos(const BinaryMos& linear,
+                               const ConstTensorView& x, Output output,
+                               const TensorView& y,
+                               const TensorView& gate_sums) {
+  const int64_t rows = x.shape[0];
+  if (rows > reserved_rows_) {
+    if (absl::Status status = ReserveRows(rows); !status.ok()) {
+      return Update(status);
+    }
+  }
+  const cuda::BinaryMosShape& shape = linear.shape();
+  const int bits = options_.activation_bits;
+  // Columns of 8 planes: one token cannot use 12.
+  const int num_planes = rows == 1 && bits > 8 ? 16 : cuda::NumPlanes(bits);
+  const cuda::PrepareBinaryMos prepare{
+      .x = Floats(x),
+      .gate = linear.gate(),
+      .in_scale = linear.in_scale(),
+      .in = shape.in,
+      .experts = shape.experts,
+      .qmax = static_cast<float>((1 << (bits - 1)) - 1),
+      // Few tokens: several blocks share one's slices.
+      .num_parts = static_cast<int>(std::clamp<int64_t>(
+          driver_->info().num_sms / rows, 1,
+          cuda::CeilDiv(shape.num_slices(), cuda::PrepareBinaryMos::kWarps))),
+      .layout = {rows, shape.num_slices(), num_planes},
+      .planes = static_cast<uint32_t*>(planes_.data()),
+      .slices = static_cast<cuda::PreparedSlice*>(slices_.data()),
+      .gates = static_cast<float*>(gates_.data())};
+  Launch(prepare);
+  if (gate_sums && linear.num_experts() > 0) {
+    BINARYMOS_CHECK_EQ(gate_sums.shape[0], linear.num_experts());
+    Launch(cuda::SumGates{.gates = prepare.gates,
+                          .tokens = rows,
+                          .experts = shape.experts,
+                          .sums = Floats(gate_sums)});
+  }
+  Launch(MultiplyKernel({.shape = shape,
+                         .signs = linear.signs(),
+                         .out_scale = linear.out_scale(),
+                         .bias = linear.bias(),
+                         .tokens = rows,
+                         .planes = prepare.planes,
+                         .slices = prepare.slices,
+                         .gates = prepare.gates,
+                         .accumulate = output == Output::kAccumulate,
+                         .y = Floats(y)},
+                        num_planes));
+}
+
+void CudaBackend::RopeAndWriteKv(const AttentionShape& shape,
+                                 const RopeTable& rope, const TensorView& q,
+                                 const TensorView& k, const ConstTensorView& v,
+                                 const KvLayer& kv) {
+  BINARYMOS_CHECK_EQ(q.shape[0], batch().num_tokens());
+  if (IsF16(kv)) {
+    Launch(RopeKernel<uint16_t>(shape, device_batch_, rope, q, k, v, kv));
+  } else {
+    Launch(RopeKernel<float>(shape, device_batch_, rope, q, k, v, kv));
+  }
+}
+
+const CudaBatch& CudaBackend::BatchFor(const AttentionShape& shape) {
+  BINARYMOS_CHECK_EQ(shape.num_heads % shape.num_kv_heads, 0);
+  const int group = shape.num_heads / shape.num_kv_heads;
+  if (group != device_batch_.group() && status_.ok()) {
+    // The first step of a model, and no other.
+    Update(driver_->Synchronize());
+    if (status_.ok()) Update(device_batch_.Upload(batch(), group, *driver_));
+  }
+  return device_batch_;
+}
+
+void CudaBackend::Attention(const AttentionShape& shape,
+                            const ConstTensorView& q, const KvLayer& kv,
+                            const TensorView& out) {
+  const int64_t tokens = batch().num_tokens();
+  const CudaBatch& batch = BatchFor(shape);
+  cuda::AttentionArgs args{
+      .num_heads = shape.num_heads,
+      .num_kv_heads = shape.num_kv_heads,
+      .head_dim = shape.head_dim,
+      .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
+      .num_blocks = batch.num_query_blocks(),
+      .blocks = batch.query_blocks(),
+      .positions = batch.positions(),
+      .block_tables = batch.block_tables(),
+      .block_table_starts = batch.block_table_starts(),
+      .q = Floats(q),
+      .out = Floats(out)};
+  // Few queries with long contexts: a block per split, merged afterwards.
+  const size_t state_bytes = tokens * shape.num_heads * batch.max_splits() *
+                             (shape.head_dim + int64_t{2}) * sizeof(float);
+  const bool apart =
+      batch.max_splits() > 1 && state_bytes <= attention_states_.bytes() &&
+      args.num_blocks * shape.num_kv_heads < 2 * driver_->info().num_sms;
+  if (apart) {
+    args.num_splits = batch.max_splits();
+    args.states = static_cast<float*>(attention_states_.data());
+  }
+  const cuda::Kernel kernel =
+      IsF16(kv) ? cuda::Kernel(AttentionKernel<uint16_t>(args, kv))
+                : cuda::Kernel(AttentionKernel<float>(args, kv));
+  const size_t shared =
+      std::visit([](const auto& one) { return one.shared_bytes(); }, kernel);
+  if (shared > driver_->info().max_shared_bytes) {
+    return Update(absl::UnimplementedError(absl::StrCat(
+        "attention with head_dim ", shape.head_dim, ", ",
+        shape.num_heads / shape.num_kv_heads,
+        " heads per KV head and a cache of ", Name(kv.keys.dtype), " takes ",
+        shared, " bytes of shared memory; this device has ",
+        driver_->info().max_shared_bytes, "; use --device=cpu")));
+  }
+  Launch(kernel);
+  if (apart) Launch(cuda::MergeAttention{args, tokens});
+}
+
+void CudaBackend::SwiGlu(const ConstTensorView& gate, const ConstTensorView& up,
+                         const TensorView& out) {
+  BINARYMOS_CHECK(gate.shape == up.shape && out.shape == up.shape);
+  Launch(cuda::SwiGlu{.gate = Floats(gate),
+                      .up = Floats(up),
+                      .size = gate.shape.num_elements(),
+                      .out = Floats(out)});
+}
+
+void CudaBackend::GatherLogitRows(const ConstTensorView& x,
+                                  const TensorView& out) {
+  BINARYMOS_CHECK(out.shape == (Shape{batch().num_logit_rows(), x.shape[1]}));
+  for (const int32_t row : batch().logit_rows) {
+    BINARYMOS_CHECK(row >= 0 && row < x.shape[0]) << "row " << row;
+  }
+  Launch(cuda::GatherRows{.x = Floats(x),
+                          .rows = device_batch_.logit_rows(),
+                          .num_rows = batch().num_logit_rows(),
+                          .hidden = x.shape[1],
+                          .out = Floats(out)});
+}
+
+}  // namespace binarymos

@@ -1,0 +1,69 @@
+// The ragged batch of one step in device memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/backend/batch_view.h"
+#include "engine/backend/cuda_driver.h"
+#include "engine/core/buffer.h"
+
+namespace binarymos {
+
+// Packs a batch and the queries that blocks of the attention kernel share into
+// one copy. Owns the memory on both sides, which grows to the largest batch and
+// stays. Confined to the backend's thread.
+class CudaBatch {
+ public:
+  // Enqueues the copy. `group`: query heads per KV head, which decides the
+  // blocks of queries. REQUIRES: the copy before has run.
+  absl::Status Upload(const BatchView& batch, int group, CudaDriver& driver);
+
+  int group() const { return group_; }  // of the last Upload; 0 before it
+
+  // Device memory, see BatchView.
+  const int32_t* tokens() const { return At<int32_t>(tokens_); }
+  const int32_t* positions() const { return At<int32_t>(positions_); }
+  const int64_t* kv_slots() const { return At<int64_t>(kv_slots_); }
+  const int32_t* block_tables() const { return At<int32_t>(block_tables_); }
+  const int32_t* block_table_starts() const {
+    return At<int32_t>(block_table_starts_);
+  }
+  const int32_t* logit_rows() const { return At<int32_t>(logit_rows_); }
+
+  // [num_query_blocks()], the longest contexts of a sequence first.
+  const cuda::QueryBlock* query_blocks() const {
+    return At<cuda::QueryBlock>(query_blocks_);
+  }
+  int64_t num_query_blocks() const {
+    return static_cast<int64_t>(blocks_.size());
+  }
+  int max_splits() const { return max_splits_; }  // of a query block
+
+ private:
+  template <typename T>
+  const T* At(size_t offset) const {
+    return reinterpret_cast<const T*>(static_cast<const char*>(device_.data()) +
+                                      offset);
+  }
+  void FindBlocks(const BatchView& batch, int group);
+  absl::Status Reserve(size_t bytes, CudaDriver& driver);
+
+  int group_ = 0;
+  int max_splits_ = 0;
+  std::vector<cuda::QueryBlock> blocks_;
+  Buffer pinned_;
+  Buffer device_;
+  // Offsets in both, in bytes.
+  size_t tokens_ = 0;
+  size_t positions_ = 0;
+  size_t kv_slots_ = 0;
+  size_t block_tables_ = 0;
+  size_t block_table_starts_ = 0;
+  size_t logit_rows_ = 0;
+  size_t query_blocks_ = 0;
+};
+
+}  // namespace binarymos

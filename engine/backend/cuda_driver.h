@@ -1,0 +1,59 @@
+// What the CUDA backend asks of a device. Names nothing of CUDA: tests have a
+// driver that runs the kernels on the CPU and fails on demand.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/core/buffer.h"
+#include "engine/kernels/cuda/kernel.h"
+
+namespace binarymos {
+
+struct CudaDeviceInfo {
+  int ordinal = 0;
+  std::string name;  // "NVIDIA H200"
+  int compute_major = 0;
+  int compute_minor = 0;
+  int num_sms = 1;
+  size_t max_shared_bytes = 0;  // that a block can ask for
+};
+
+struct CudaMemory {
+  size_t free = 0;
+  size_t total = 0;
+};
+
+// One device and one stream on it: what is enqueued runs in order. Owned by
+// CudaBackend and confined to its thread. UNAVAILABLE or INTERNAL statuses are
+// final, they name the call that failed; a kernel's failure shows up in a later
+// call.
+class CudaDriver {
+ public:
+  virtual ~CudaDriver() = default;
+
+  virtual const CudaDeviceInfo& info() const = 0;
+  virtual absl::StatusOr<CudaMemory> Memory() const = 0;
+
+  // Device memory, aligned to 256 bytes, contents undefined; host memory that
+  // the device can copy from and to. RESOURCE_EXHAUSTED if there is none.
+  virtual absl::StatusOr<Buffer> AllocateDevice(size_t bytes) = 0;
+  virtual absl::StatusOr<Buffer> AllocatePinned(size_t bytes) = 0;
+
+  // Enqueued. If `host` is from AllocatePinned it must stay as it is until the
+  // copy has run; other memory may change on return.
+  virtual absl::Status CopyToDevice(void* device, const void* host,
+                                    size_t bytes) = 0;
+  // Enqueued; `host` holds the bytes after Synchronize.
+  virtual absl::Status CopyToHost(void* host, const void* device,
+                                  size_t bytes) = 0;
+  virtual absl::Status Zero(void* device, size_t bytes) = 0;    // enqueued
+  virtual absl::Status Launch(const cuda::Kernel& kernel) = 0;  // enqueued
+
+  // Waits for everything enqueued.
+  virtual absl::Status Synchronize() = 0;
+};
+
+}  // namespace binarymos

@@ -1,0 +1,53 @@
+// Owners of what the CUDA runtime hands out, and its errors as statuses. There
+// is no current stream: whoever enqueues names one. Only in builds with CUDA.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "engine/core/buffer.h"
+
+namespace binarymos {
+
+// `expression` failed with `error` at file:line. RESOURCE_EXHAUSTED for want of
+// memory, UNAVAILABLE where there is no device or driver to talk to, else
+// INTERNAL. OK for cudaSuccess.
+absl::Status CudaStatus(cudaError_t error, const char* expression,
+                        const char* file, int line);
+
+// The status of one CUDA call.
+#define BINARYMOS_CUDA(expression) \
+  ::binarymos::CudaStatus((expression), #expression, __FILE__, __LINE__)
+
+// A stream of its own on the device that is current at creation. Move-only.
+class CudaStream {
+ public:
+  static absl::StatusOr<CudaStream> Create();
+
+  CudaStream(CudaStream&& other) noexcept
+      : stream_(std::exchange(other.stream_, nullptr)) {}
+  CudaStream& operator=(CudaStream&& other) noexcept {
+    std::swap(stream_, other.stream_);
+    return *this;
+  }
+  // Waits for nothing: work that is enqueued still runs.
+  ~CudaStream();
+
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  explicit CudaStream(cudaStream_t stream) : stream_(stream) {}
+
+  cudaStream_t stream_ = nullptr;
+};
+
+// Memory on the current device, and page-locked host memory. Freed by the
+// Buffer, on any thread; freeing waits until the device is done with it.
+absl::StatusOr<Buffer> AllocateDeviceBuffer(size_t bytes);
+absl::StatusOr<Buffer> AllocatePinnedBuffer(size_t bytes);
+
+}  // namespace binarymos
