@@ -21,8 +21,10 @@ struct LinearBenchOptions {
 
 // Prints a table (or JSON) to stdout: median and spread of `repeats` runs in
 // random order, GB/s of packed weights and multiply-adds per second. Every call
-// takes another copy of the layer, so that weights come from memory.
-// INVALID_ARGUMENT for an unknown kind; errors of CreateBackend and Pack.
+// takes another copy of the layer, so that weights come from memory. On CUDA 64
+// calls are enqueued between two waits: the time of a launch from the host is
+// in the result. INVALID_ARGUMENT for an unknown kind; errors of CreateBackend
+// and Pack.
 absl::Status RunLinearBench(const LinearBenchOptions& options);
 
 }  // namespace binarymos

@@ -67,7 +67,9 @@ class DeviceBlock {
     int32_t* count = c[0].v;
     const uint32_t* sign = a[0].v;
     const uint32_t* plane = b[0].v;
-    asm("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
+    // Volatile: every lane takes part, so it may not move into a branch.
+    asm volatile(
+        "mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+r"(count[0]), "+r"(count[1]), "+r"(count[2]), "+r"(count[3])
         : "r"(sign[0]), "r"(sign[1]), "r"(sign[2]), "r"(sign[3]), "r"(plane[0]),

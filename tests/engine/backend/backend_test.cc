@@ -448,6 +448,111 @@ TEST_P(CudaBackendTest, WithEqualBitsTheLogitsAreThoseOfTheCpu) {
   }
 }
 
+// y after y += linear(x), and the sums of the gates.
+std::vector<float> RunLinear(const TestBackend& name, const Weights& weights,
+                             int tokens) {
+  Random random;
+  const auto backend = Get(name.Create());
+  const auto packed = Get(backend->Pack(weights.Tensors()));
+  BINARYMOS_CHECK(backend->Reserve(tokens, 1).ok());
+  const std::vector<float> x = random.Floats(tokens * weights.in);
+  const std::vector<float> before = random.Floats(tokens * weights.out);
+  const Tensor device_x =
+      Get(backend->Upload({x.data(), DType::kF32, Shape{tokens, weights.in}}));
+  const Tensor y = Get(backend->Upload(
+      {before.data(), DType::kF32, Shape{tokens, weights.out}}));
+  const Tensor sums = Get(backend->Allocate(DType::kF32, Shape{kExperts}));
+  const BatchView empty;
+  backend->BeginStep(empty);
+  backend->Linear(*packed, device_x.view(), Output::kAccumulate, y.view(),
+                  sums.view());
+  std::vector<float> result(before.size() + kExperts);
+  EXPECT_TRUE(
+      backend->ReadBack(y.view(), std::span(result).first(before.size())).ok());
+  EXPECT_TRUE(
+      backend->ReadBack(sums.view(), std::span(result).last(kExperts)).ok());
+  EXPECT_TRUE(backend->EndStep().ok());
+  return result;
+}
+
+struct LinearShape {
+  int64_t in, out;
+  std::vector<int> tokens;
+};
+
+TEST_P(CudaBackendTest, ALinearIsThatOfTheCpu) {
+  std::vector<LinearShape> shapes = {
+      {8, 1, {1, 2}}, {520, 70, {1, 3, 9}}, {2056, 33, {1, 2}}};
+  if (GetParam() == "cuda") {  // too slow on a CPU that plays a device
+    shapes.push_back({520, 70, {2, 7, 8, 12, 13, 16, 17, 64, 255, 2048, 4096}});
+    shapes.push_back({4096, 4096, {1, 2, 8, 17}});
+    shapes.push_back({4096, 11008, {1, 64}});
+    shapes.push_back({11008, 4096, {1, 9}});
+    shapes.push_back({5120, 13824, {1, 2}});
+    shapes.push_back({13824, 5120, {1, 2}});
+  }
+  for (const LinearShape& shape : shapes) {
+    Random random;
+    const Weights binary = Weights::Binary(random, shape.in, shape.out);
+    const Weights float16 = Weights::Float16(random, shape.in, shape.out);
+    for (const int tokens : shape.tokens) {
+      SCOPED_TRACE(testing::Message() << shape.in << " to " << shape.out << ", "
+                                      << tokens << " tokens");
+      for (const Weights* weights : {&binary, &float16}) {
+        EXPECT_EQ(RunLinear(TestBackend{GetParam(), 1, 16}, *weights, tokens),
+                  RunLinear(TestBackend{"auto", 2, 16}, *weights, tokens));
+      }
+    }
+  }
+}
+
+// The last `count` of `context` positions.
+std::vector<float> RunAttention(const TestBackend& name,
+                                const AttentionShape& shape, int context,
+                                int count) {
+  Random random;
+  const auto backend = Get(name.Create());
+  std::vector<BlockId> blocks((context + kBlockSize - 1) / kBlockSize);
+  const auto num_blocks = static_cast<int64_t>(blocks.size());
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    blocks[i] = static_cast<BlockId>(blocks.size() - 1 - i);
+  }
+  const Batch batch({{context - count, std::vector<TokenId>(count), blocks}});
+  const BatchView view = batch.View();
+  const Shape cache{num_blocks, shape.num_kv_heads, kBlockSize, shape.head_dim};
+  const Shape rows{count, int64_t{shape.num_heads} * shape.head_dim};
+  const auto keys = random.Halves(cache.num_elements(), 1.0f);
+  const auto values = random.Halves(cache.num_elements(), 1.0f);
+  const auto q = random.Floats(rows.num_elements());
+  const Tensor device_keys =
+      Get(backend->Upload({keys.data(), DType::kF16, cache}));
+  const Tensor device_values =
+      Get(backend->Upload({values.data(), DType::kF16, cache}));
+  const Tensor device_q = Get(backend->Upload({q.data(), DType::kF32, rows}));
+  const Tensor out = Get(backend->Allocate(DType::kF32, rows));
+  BINARYMOS_CHECK(backend->Reserve(count, 1).ok());
+  backend->BeginStep(view);
+  backend->Attention(shape, device_q.view(),
+                     {device_keys.view(), device_values.view()}, out.view());
+  std::vector<float> result(q.size());
+  EXPECT_TRUE(backend->ReadBack(out.view(), std::span(result)).ok());
+  EXPECT_TRUE(backend->EndStep().ok());
+  return result;
+}
+
+TEST_P(CudaBackendTest, AttentionIsThatOfTheCpu) {
+  for (const AttentionShape& shape :
+       {AttentionShape{2, 2, 128}, AttentionShape{8, 1, 64},
+        AttentionShape{1, 1, 36}}) {
+    for (const auto& [context, count] :
+         {std::pair{1, 1}, {300, 1}, {700, 40}}) {
+      SCOPED_TRACE(testing::Message() << shape.head_dim << ", " << context);
+      EXPECT_EQ(RunAttention(TestBackend{GetParam()}, shape, context, count),
+                RunAttention(TestBackend{"auto"}, shape, context, count));
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Kernels, CudaBackendTest,
                          testing::Values("emulated", "cuda"),
                          [](const auto& test) { return test.param; });
