@@ -12,7 +12,7 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-programs=(cli/binarymos tests/engine/backend/backend_test tests/engine/cuda/cuda_test)
+programs=(bin/binarymos tests/engine/backend/backend_test tests/engine/cuda/cuda_test)
 
 # Libraries of the C runtime stay: those of the other machine match its kernel.
 system_libraries='/(ld-linux[^/]*|libc|libm|libpthread|libdl|librt|libresolv)\.so'
