@@ -130,6 +130,17 @@ TEST_F(OptionTableTest, AFileReadsEveryType) {
   EXPECT_EQ(timeout_, std::chrono::hours(2));
 }
 
+TEST_F(OptionTableTest, AFileReadsNumbersWithAndWithoutAFraction) {
+  double part = 0.9, whole = 0.9;
+  table_.AddNumber({"Cache", "part", "Part"}, &part);
+  table_.AddNumber({"Cache", "whole", "Whole"}, &whole);
+  const absl::Status status =
+      Load({"--config", File("part = 0.25\nwhole = 1\n")});
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(part, 0.25);
+  EXPECT_EQ(whole, 1.0);
+}
+
 TEST_F(OptionTableTest, SeparateNegativeValuesAreNotFlags) {
   ASSERT_TRUE(Load({"--grpc-port", "-1"}).ok());
   EXPECT_EQ(port_, -1);
