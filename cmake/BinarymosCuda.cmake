@@ -59,6 +59,6 @@ if(BINARYMOS_WITH_CUDA)
       "SHELL:-Xptxas -warn-spills,-warn-lmem-usage"
       "SHELL:-Werror all-warnings"
       "SHELL:-Xcompiler -Wall,-Wextra,-ffp-contract=off"
-      # The guard of tests/cuda reads the compiled kernels.
+      # The guard of tests/engine/cuda reads the compiled kernels.
       --no-compress)
 endif()

@@ -5,7 +5,6 @@
 #include <set>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "engine/model/bounded_json.h"
 #include "engine/model/regular_file.h"
@@ -229,17 +228,7 @@ class Planner {
   }
 
   void CheckNothingIsLeft() {
-    if (!status_.ok()) return;
-    for (const auto& [name, entry] : checkpoint_.tensors()) {
-      // Old LLaMA files hold the rotation's frequencies; they are computed.
-      const bool ignored = absl::EndsWith(name, ".rotary_emb.inv_freq");
-      if (used_.contains(name) || ignored) continue;
-      Fail(name, absl::EndsWith(name, ".bias")
-                     ? "is not expected: config.json has no such bias "
-                       "(attention_bias, mlp_bias)"
-                     : "is not expected in this model");
-      return;
-    }
+    if (status_.ok()) status_ = CheckAllUsed(checkpoint_, used_);
   }
 
   void Fail(const std::string& name, const std::string& what) {

@@ -291,8 +291,7 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
                      .num_threads = options.num_threads,
                      .cpu_kernels = options.cpu_kernels,
                      .activation_bits = options.activation_bits,
-                     .gpu_memory_utilization =
-                         options.gpu_memory_utilization});
+                     .gpu_memory_utilization = options.gpu_memory_utilization});
   if (!backend.ok()) return backend.status();
   backend_ = *std::move(backend);
 
@@ -316,7 +315,7 @@ absl::Status LlamaEngine::Allocate(const EngineOptions& options,
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
 
-  const absl::StatusOr<int64_t> memory = 
+  const absl::StatusOr<int64_t> memory =
       KvCacheMemory(options, *backend_, on_host());
   if (!memory.ok()) return memory.status();
   const KvCacheShape shape{config_.num_layers, config_.num_kv_heads,

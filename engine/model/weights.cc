@@ -128,17 +128,7 @@ class Collector {
 
   // Every tensor must have been asked for.
   void CheckNothingIsLeft() {
-    if (!status_.ok()) return;
-    for (const auto& [name, entry] : checkpoint_.tensors()) {
-      // Old LLaMA files hold the rotation's frequencies; they are computed.
-      const bool ignored = absl::EndsWith(name, ".rotary_emb.inv_freq");
-      if (used_.contains(name) || ignored) continue;
-      Fail(name, absl::EndsWith(name, ".bias")
-                     ? "is not expected: config.json has no such bias "
-                       "(attention_bias, mlp_bias)"
-                     : "is not expected in this model");
-      return;
-    }
+    if (status_.ok()) status_ = CheckAllUsed(checkpoint_, used_);
   }
 
  private:
@@ -323,6 +313,22 @@ absl::Status CheckWeights(const Checkpoint& checkpoint,
   Collector collector(checkpoint);
   Collect(config, collector);
   return collector.status();
+}
+
+absl::Status CheckAllUsed(const Checkpoint& checkpoint,
+                          const std::set<std::string>& used) {
+  for (const auto& [name, entry] : checkpoint.tensors()) {
+    // Old LLaMA files hold the rotation's frequencies; they are computed.
+    const bool ignored = absl::EndsWith(name, ".rotary_emb.inv_freq");
+    if (used.contains(name) || ignored) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(checkpoint.FileOf(name), ": tensor \"", name, "\" ",
+                     absl::EndsWith(name, ".bias")
+                         ? "is not expected: config.json has no such bias "
+                           "(attention_bias, mlp_bias)"
+                         : "is not expected in this model"));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace binarymos

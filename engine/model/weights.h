@@ -4,6 +4,8 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -74,5 +76,11 @@ struct LlamaWeights {
 // anyway).
 absl::Status CheckWeights(const Checkpoint& checkpoint,
                           const LlamaConfig& config);
+
+// INVALID_ARGUMENT, naming file and tensor, if `checkpoint` has a tensor that
+// is not in `used`: a model with weights that nobody reads is not the model
+// meant.
+absl::Status CheckAllUsed(const Checkpoint& checkpoint,
+                          const std::set<std::string>& used);
 
 }  // namespace binarymos
