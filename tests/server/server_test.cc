@@ -226,8 +226,11 @@ TEST_F(ServerTest, StalledReaderDoesNotHoldUpTheEnd) {
     return Tok::kLong;
   });
   Stream stalled(*inference_, Request("x", 500'000));
-  EXPECT_TRUE(WaitForLoad([](const v1::GetLoadResponse& load) {
-    return load.num_generated_tokens() > 1000 && load.num_running() == 0;
+  // Given up no sooner than the buffer is full, at 1 KiB per token.
+  const int64_t num_buffered = config_.stream_buffer_bytes / 1024;
+  EXPECT_TRUE(WaitForLoad([&](const v1::GetLoadResponse& load) {
+    return load.num_generated_tokens() > num_buffered &&
+           load.num_running() == 0;
   }));
   server_->RequestStop();
   EXPECT_TRUE(server_->Wait().ok());
