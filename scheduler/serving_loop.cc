@@ -10,8 +10,6 @@
 namespace binarymos {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // An idle loop wakes as often to show that it lives.
 constexpr Duration kIdleBeat = std::chrono::seconds(1);
 
@@ -25,12 +23,15 @@ Overloaded(Ts...) -> Overloaded<Ts...>;
 }  // namespace
 
 ServingLoop::ServingLoop(ModelRunner& runner, const SchedulerOptions& options,
-                         QueueLimits limits)
-    : runner_(runner), queue_(limits), scheduler_(options) {
+                         QueueLimits limits, Clock clock)
+    : runner_(runner),
+      clock_(std::move(clock)),
+      queue_(limits),
+      scheduler_(options) {
   BINARYMOS_CHECK(runner.max_steps_in_flight() >= 1 &&
                   runner.max_steps_in_flight() <= Scheduler::kMaxStepsInFlight)
       << runner.max_steps_in_flight();
-  runner_.SetProgressCallback([this] { status_.Beat(Clock::now()); });
+  runner_.SetProgressCallback([this] { status_.Beat(clock_()); });
   PublishStats();
 }
 
@@ -41,7 +42,7 @@ ServingLoop::~ServingLoop() {
 
 void ServingLoop::Start() {
   BINARYMOS_CHECK(!thread_.joinable() && !stop_);
-  status_.Beat(Clock::now());
+  status_.Beat(clock_());
   thread_ = std::thread([this] { Main(); });
 }
 
@@ -57,7 +58,7 @@ void ServingLoop::Stop() {
 
 void ServingLoop::Main() {
   while (!stop_ && !ended_) {
-    const MonotonicTime now = Clock::now();
+    const MonotonicTime now = clock_();
     if (!Step(now) && !ended_) queue_.WaitForCommands(WaitLimit(now));
   }
   Shutdown();
@@ -71,7 +72,7 @@ MonotonicTime ServingLoop::WaitLimit(MonotonicTime now) const {
 bool ServingLoop::Step(MonotonicTime now) {
   if (ended_) return false;
   status_.Beat(now);
-  const MonotonicTime started = Clock::now();
+  const MonotonicTime started = clock_();
   queue_.TakeAll(commands_);
   for (Command& command : commands_) Execute(command, now);
   commands_.clear();
@@ -83,10 +84,10 @@ bool ServingLoop::Step(MonotonicTime now) {
   const bool submitted = num_in_flight > num_before;
   if (status.ok() && num_in_flight > 0 &&
       (!submitted || num_in_flight == runner_.max_steps_in_flight())) {
-    status = CommitStep(now + (Clock::now() - started));
+    status = CommitStep(now + (clock_() - started));
   }
   if (!status.ok()) {
-    Fail(status, now + (Clock::now() - started));
+    Fail(status, now + (clock_() - started));
     return false;
   }
   PublishStats();
@@ -118,9 +119,9 @@ void ServingLoop::Execute(Command& command, MonotonicTime now) {
 }
 
 absl::Status ServingLoop::SubmitStep(MonotonicTime now) {
-  const MonotonicTime started = Clock::now();
+  const MonotonicTime started = clock_();
   const BatchPlan& plan = scheduler_.Schedule(now);
-  schedule_time_ += Clock::now() - started;
+  schedule_time_ += clock_() - started;
   for (const RequestId id : scheduler_.started_requests()) {
     reservations_.erase(id);
   }
@@ -136,11 +137,11 @@ absl::Status ServingLoop::SubmitStep(MonotonicTime now) {
 }
 
 absl::Status ServingLoop::CommitStep(MonotonicTime now) {
-  const MonotonicTime before_wait = Clock::now();
+  const MonotonicTime before_wait = clock_();
   if (absl::Status status = runner_.Wait(result_); !status.ok()) return status;
-  const MonotonicTime started = Clock::now();
+  const MonotonicTime started = clock_();
   scheduler_.Commit(result_, now + (started - before_wait));
-  schedule_time_ += Clock::now() - started;
+  schedule_time_ += clock_() - started;
   PublishEvents();
   return absl::OkStatus();
 }
@@ -180,15 +181,15 @@ void ServingLoop::EndRequests(const absl::Status& status, MonotonicTime now) {
 
 void ServingLoop::Shutdown() {
   if (ended_) return;
-  EndRequests(absl::UnavailableError("the server has shut down"), Clock::now());
+  EndRequests(absl::UnavailableError("the server has shut down"), clock_());
   // Leave the runner idle: it outlives the loop.
   while (scheduler_.num_steps_in_flight() > 0) {
-    if (absl::Status status = CommitStep(Clock::now()); !status.ok()) {
+    if (absl::Status status = CommitStep(clock_()); !status.ok()) {
       status_.SetFailed(std::move(status));
       return;
     }
   }
-  if (absl::Status status = SubmitStep(Clock::now()); !status.ok()) {
+  if (absl::Status status = SubmitStep(clock_()); !status.ok()) {
     status_.SetFailed(std::move(status));
   }
   PublishStats();

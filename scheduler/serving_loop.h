@@ -2,6 +2,8 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
+#include <functional>
 #include <thread>
 #include <vector>
 
@@ -20,9 +22,13 @@ namespace binarymos {
 // Tests call Step; the server calls Start and Stop.
 class ServingLoop {
  public:
-  // The runner outlives the loop and is used by nobody else.
+  // Tells the time; a simulation has one of its own.
+  using Clock = std::function<MonotonicTime()>;
+
+  // The runner outlives the loop and is used by nobody else. `clock` is asked
+  // how long things took.
   ServingLoop(ModelRunner& runner, const SchedulerOptions& options,
-              QueueLimits limits);
+              QueueLimits limits, Clock clock = std::chrono::steady_clock::now);
   ~ServingLoop();  // Stop()
   ServingLoop(const ServingLoop&) = delete;
   ServingLoop& operator=(const ServingLoop&) = delete;
@@ -43,6 +49,8 @@ class ServingLoop {
   bool Step(MonotonicTime now);
 
  private:
+  friend class SchedulerTestPeer;
+
   void Main();
   MonotonicTime WaitLimit(MonotonicTime now) const;
   void Execute(Command& command, MonotonicTime now);
@@ -55,6 +63,7 @@ class ServingLoop {
   void Shutdown();
 
   ModelRunner& runner_;
+  const Clock clock_;
   RequestQueue queue_;
   LoopStatus status_;
   std::atomic<bool> stop_{false};

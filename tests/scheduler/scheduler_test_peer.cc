@@ -2,27 +2,34 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 
 namespace binarymos {
 
+using State = SequencePlace::State;
+
 void SchedulerTestPeer::CheckPool(const BlockPool& pool) {
-  std::set<BlockId> free;
+  std::vector<bool> free(static_cast<size_t>(pool.num_blocks()));
+  int num_free = 0;
   BlockId previous = pool.end();
   for (BlockId id = pool.blocks_[pool.end()].next; id != pool.end();
        id = pool.blocks_[id].next) {
-    ASSERT_TRUE(free.insert(id).second) << "block " << id << " is free twice";
+    ASSERT_FALSE(free[static_cast<size_t>(id)]) << id << " is free twice";
+    free[static_cast<size_t>(id)] = true;
+    ++num_free;
     EXPECT_EQ(pool.blocks_[id].ref_count, 0) << "block " << id;
     EXPECT_EQ(pool.blocks_[id].previous, previous) << "block " << id;
     previous = id;
   }
-  EXPECT_EQ(pool.num_free_, static_cast<int>(free.size()));
+  EXPECT_EQ(pool.num_free_, num_free);
   size_t num_cached = 0;
   for (BlockId id = 0; id < pool.num_blocks(); ++id) {
     const BlockPool::Block& block = pool.blocks_[id];
-    EXPECT_EQ(block.ref_count == 0, free.contains(id)) << "block " << id;
+    EXPECT_EQ(block.ref_count == 0, free[static_cast<size_t>(id)])
+        << "block " << id;
     if (!block.cached) continue;
     ++num_cached;
     EXPECT_EQ(pool.Find(block.hash), id);
@@ -31,11 +38,11 @@ void SchedulerTestPeer::CheckPool(const BlockPool& pool) {
 }
 
 void SchedulerTestPeer::CheckInvariants(const Scheduler& scheduler) {
-  using State = SequencePlace::State;
   const BlockPool& pool = scheduler.kv_.pool();
   CheckPool(pool);
 
   std::vector<int> owners(static_cast<size_t>(pool.num_blocks()));
+  std::vector<const Sequence*> seen_in(owners.size());
   std::set<SlotId> slots(scheduler.free_slots_.begin(),
                          scheduler.free_slots_.end());
   EXPECT_EQ(slots.size(), scheduler.free_slots_.size());
@@ -64,10 +71,11 @@ void SchedulerTestPeer::CheckInvariants(const Scheduler& scheduler) {
         EXPECT_EQ(owns, place.held);
         EXPECT_EQ(place.held, place.num_rows_in_flight > 0);
       }
-      std::set<BlockId> table;
       for (const BlockId block : seq.blocks.table) {
-        EXPECT_TRUE(table.insert(block).second) << "block " << block;
         ++owners[static_cast<size_t>(block)];
+        EXPECT_NE(std::exchange(seen_in[static_cast<size_t>(block)], &seq),
+                  &seq)
+            << "block " << block << " is twice in a table";
       }
     }
     EXPECT_EQ(state.num_unfinished, num_unfinished);
@@ -110,6 +118,24 @@ void SchedulerTestPeer::CheckIdle(const Scheduler& scheduler) {
             scheduler.options_.cache.max_num_seqs);
   EXPECT_EQ(scheduler.kv_.pool().num_free_blocks(),
             scheduler.kv_.pool().num_blocks());
+}
+
+int SchedulerTestPeer::NumNotStarted(const Scheduler& scheduler) {
+  int count = 0;
+  for (const auto& [id, state] : scheduler.requests_) {
+    count += state->started ? 0 : 1;
+  }
+  return count;
+}
+
+void SchedulerTestPeer::ForEachSequence(
+    const Scheduler& scheduler,
+    const std::function<void(const Sequence&)>& visit) {
+  for (const auto& [id, state] : scheduler.requests_) {
+    for (const Sequence& seq : state->samples) {
+      if (seq.place.state != State::kFinished) visit(seq);
+    }
+  }
 }
 
 }  // namespace binarymos

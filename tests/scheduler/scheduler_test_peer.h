@@ -1,7 +1,10 @@
 // Looks into the scheduler and recounts everything.
 #pragma once
 
+#include <functional>
+
 #include "scheduler/scheduler.h"
+#include "scheduler/serving_loop.h"
 
 namespace binarymos {
 
@@ -21,6 +24,16 @@ class SchedulerTestPeer {
   static const KvCacheManager& kv(const Scheduler& scheduler) {
     return scheduler.kv_;
   }
+  static const Scheduler& scheduler(const ServingLoop& loop) {
+    return loop.scheduler_;
+  }
+
+  // Requests without a sample that was ever scheduled.
+  static int NumNotStarted(const Scheduler& scheduler);
+  // Calls `visit` for every sequence that has not ended, in any order.
+  static void ForEachSequence(
+      const Scheduler& scheduler,
+      const std::function<void(const Sequence&)>& visit);
 };
 
 }  // namespace binarymos

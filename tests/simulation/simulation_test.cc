@@ -1,0 +1,70 @@
+// Random scenarios against everything that must always hold. A failure prints
+// the seed; BINARYMOS_SEED=<n> runs that one alone, BINARYMOS_SEEDS=<n> runs so
+// many, from BINARYMOS_FIRST_SEED=<n> on.
+#include "tests/simulation/simulation.h"
+
+#include <cstdlib>
+#include <map>
+#include <string>
+
+#include "gtest/gtest.h"
+
+namespace binarymos {
+namespace {
+
+constexpr uint64_t kNumSeeds = 200;
+
+uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
+  const char* value = std::getenv(name);
+  return value == nullptr ? otherwise : std::stoull(value);
+}
+
+// What the seeds together must have brought about.
+struct Coverage {
+  int64_t num_preemptions = 0;
+  int64_t num_cached_tokens = 0;
+  int num_refused = 0;
+  int num_failed_devices = 0;
+  std::map<FinishReason, int> reasons;
+
+  void Add(const Simulation& simulation) {
+    num_preemptions += simulation.stats().num_preemptions;
+    num_cached_tokens += simulation.stats().num_cache_hit_tokens;
+    bool failed = false;
+    for (const ClientSeen& client : simulation.clients()) {
+      num_refused += client.progress == ClientSeen::Progress::kRefused;
+      for (const SampleSeen& sample : client.samples) {
+        if (!sample.finish) continue;
+        ++reasons[sample.finish->reason];
+        failed |= sample.finish->status.message() == "submit" ||
+                  sample.finish->status.message() == "wait";
+      }
+    }
+    num_failed_devices += failed;
+  }
+};
+
+TEST(SimulationTest, HoldsForRandomScenarios) {
+  const uint64_t only = FromEnvironment("BINARYMOS_SEED", UINT64_MAX);
+  const uint64_t first =
+      only != UINT64_MAX ? only : FromEnvironment("BINARYMOS_FIRST_SEED", 0);
+  const uint64_t num_seeds =
+      only != UINT64_MAX ? 1 : FromEnvironment("BINARYMOS_SEEDS", kNumSeeds);
+  Coverage coverage;
+  for (uint64_t seed = first; seed < first + num_seeds; ++seed) {
+    SCOPED_TRACE("BINARYMOS_SEED=" + std::to_string(seed));
+    Simulation simulation(RandomScenario(seed));
+    simulation.Run();
+    ASSERT_FALSE(HasFailure()) << "BINARYMOS_SEED=" << seed;
+    coverage.Add(simulation);
+  }
+  if (num_seeds < kNumSeeds) return;
+  EXPECT_GT(coverage.num_preemptions, 100);
+  EXPECT_GT(coverage.num_cached_tokens, 1000);
+  EXPECT_GT(coverage.num_refused, 10);
+  EXPECT_GT(coverage.num_failed_devices, 5);
+  EXPECT_EQ(coverage.reasons.size(), 7u) << "a way to end was never seen";
+}
+
+}  // namespace
+}  // namespace binarymos
