@@ -16,7 +16,7 @@ KvCacheManager::KvCacheManager(const CacheConfig& config, bool prefix_caching)
 std::span<const BlockId> KvCacheManager::MatchPrefix(Sequence& seq) {
   match_.clear();
   if (!prefix_caching_) return match_;
-  const int max_blocks = (seq.num_tokens() - 1) / block_size_;
+  const int max_blocks = num_shareable_blocks(seq);
   for (int i = 0; i < max_blocks; ++i) {
     ExtendHashes(seq, i + 1);
     const BlockId block = pool_.Find(seq.blocks.hashes[i]);
@@ -24,6 +24,33 @@ std::span<const BlockId> KvCacheManager::MatchPrefix(Sequence& seq) {
     match_.push_back(block);
   }
   return match_;
+}
+
+int KvCacheManager::CountCachedBlocks(Sequence& seq) {
+  if (!prefix_caching_) return 0;
+  int& count = seq.blocks.num_matched;
+  // Of a prefix the end is evicted first.
+  if (count > 0 && pool_.Find(seq.blocks.hashes[count - 1]) == kNoBlock) {
+    count = 0;
+  }
+  const int max_blocks = num_shareable_blocks(seq);
+  while (count < max_blocks) {
+    ExtendHashes(seq, count + 1);
+    if (pool_.Find(seq.blocks.hashes[count]) == kNoBlock) break;
+    ++count;
+  }
+  return count;
+}
+
+bool KvCacheManager::SameBlock(Sequence& a, Sequence& b, int i) {
+  const int num_tokens = (i + 1) * block_size_;
+  if (a.num_tokens() < num_tokens || b.num_tokens() < num_tokens ||
+      a.request().tenant != b.request().tenant) {
+    return false;
+  }
+  ExtendHashes(a, i + 1);
+  ExtendHashes(b, i + 1);
+  return a.blocks.hashes[i] == b.blocks.hashes[i];
 }
 
 bool KvCacheManager::Reserve(Sequence& seq, int num_tokens,

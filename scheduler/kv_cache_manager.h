@@ -33,6 +33,19 @@ class KvCacheManager {
   // token to compute. Takes nothing. Valid until the next call.
   std::span<const BlockId> MatchPrefix(Sequence& seq);
 
+  // How many blocks MatchPrefix would find, without a look at those that were
+  // there the last time: a guess, for choosing.
+  int CountCachedBlocks(Sequence& seq);
+
+  // Full blocks that `seq` could share with others.
+  int num_shareable_blocks(const Sequence& seq) const {
+    return (seq.num_tokens() - 1) / block_size_;
+  }
+
+  // Whether block `i` holds the same in both. False if one of them does not
+  // have as many tokens yet, or they are of different tenants.
+  bool SameBlock(Sequence& a, Sequence& b, int i);
+
   // Grows `seq`'s block table to hold `num_tokens` positions; a table that is
   // empty begins with `prefix`, a result of MatchPrefix. On false nothing has
   // changed: fewer than `keep_free` blocks would have been left.

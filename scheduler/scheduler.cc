@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/core/check.h"
@@ -21,8 +22,8 @@ FinishReason ReasonOf(const absl::Status& status) {
   }
 }
 
-bool PrecedesPtr(const Sequence* a, const Sequence* b) {
-  return Precedes(*a, *b);
+bool RunsBeforePtr(const Sequence* a, const Sequence* b) {
+  return RunsBefore(*a, *b);
 }
 
 void CountStepTokens(StepTokensHistogram& histogram, int num_tokens) {
@@ -52,6 +53,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     free_slots_.push_back(slot);
   }
   running_.reserve(max_num_seqs);
+  prefilling_.reserve(max_num_seqs);
   plan_.rows.reserve(max_num_seqs);
   for (StepInFlight& step : in_flight_) step.rows.reserve(max_num_seqs);
   stats_.num_blocks = cache.num_blocks;
@@ -75,6 +77,7 @@ void Scheduler::Add(std::shared_ptr<const Request> request, MonotonicTime now) {
   BINARYMOS_CHECK(is_new) << "request " << id;
 
   for (Sequence& seq : samples) {
+    seq.place.share = &shares_.Join(seq.request().tenant);
     waiting_.Insert(seq);
     // Its first token needs a position too.
     if (NeverFits(seq.num_tokens() + 1)) EndTooLong(seq, now);
@@ -213,52 +216,77 @@ void Scheduler::Preempt(Sequence& seq) {
 }
 
 void Scheduler::ScheduleWaiting(MonotonicTime now) {
-  Sequence* seq = waiting_.First();
-  while (seq != nullptr && budget_ > 0 && !free_slots_.empty()) {
-    Sequence* const next = waiting_.After(*seq);
+  if (waiting_.size() == 0) return;
+  ++round_;
+  prefilling_.clear();
+  for (Sequence* seq : running_) {
+    if (seq->num_computed_tokens() < seq->num_tokens()) {
+      prefilling_.push_back(seq);
+    }
+  }
+  const auto probe = [this](Sequence& seq) { return ProbeWaiting(seq); };
+  while (budget_ > 0 && !free_slots_.empty() && HasRoomToAdmit()) {
+    Sequence* const seq = waiting_.Next(round_, probe);
+    if (seq == nullptr) break;
     if (NeverFits(seq->num_tokens())) {
       EndTooLong(*seq, now);
-    } else if (!WaitsForSibling(*seq) && !Admit(*seq, now)) {
+    } else if (!Admit(*seq, now)) {
       break;  // nobody overtakes
     }
-    seq = next;
   }
 }
 
-// The samples of a request have the same prompt: while one computes it, the
-// others wait to find it in the cache.
-bool Scheduler::WaitsForSibling(const Sequence& seq) const {
-  if (!kv_.prefix_caching() || seq.request().num_samples == 1) return false;
-  const int num_shared = (seq.num_prompt_tokens() - 1) /
-                         options_.cache.block_size * options_.cache.block_size;
-  const RequestState& state = *requests_.at(seq.request().id);
-  return std::any_of(state.samples.begin(), state.samples.end(),
-                     [&](const Sequence& other) {
-                       return other.place.state == State::kRunning &&
-                              other.num_computed_tokens() < num_shared;
-                     });
+// Blocks that admission leaves free.
+int Scheduler::NumToKeepFree() const {
+  return running_.empty() ? 0 : watermark_blocks_;
+}
+
+bool Scheduler::HasRoomToAdmit() const {
+  return kv_.pool().num_free_blocks() > NumToKeepFree();
+}
+
+// Tokens of it that are cached, or nothing while somebody computes those that
+// follow: the samples of a request, and requests that begin alike, compute what
+// they share once.
+std::optional<int> Scheduler::ProbeWaiting(Sequence& seq) {
+  if (!kv_.prefix_caching() || WantsPromptLogprobs(seq)) return 0;
+  const int block_size = options_.cache.block_size;
+  const int num_cached = kv_.CountCachedBlocks(seq);
+  if (num_cached < kv_.num_shareable_blocks(seq)) {
+    const int end = (num_cached + 1) * block_size;
+    for (Sequence* other : prefilling_) {
+      if (other->num_computed_tokens() < end &&
+          kv_.SameBlock(seq, *other, num_cached)) {
+        return std::nullopt;
+      }
+    }
+  }
+  return num_cached * block_size;
 }
 
 bool Scheduler::Admit(Sequence& seq, MonotonicTime now) {
   if (seq.place.held) return false;
-  const int keep_free = running_.empty() ? 0 : watermark_blocks_;
-  if (kv_.pool().num_free_blocks() <= keep_free) return false;
   // A prompt whose log-probabilities are wanted has to be computed.
   std::span<const BlockId> prefix;
   if (!WantsPromptLogprobs(seq)) prefix = kv_.MatchPrefix(seq);
   const int num_cached =
       static_cast<int>(prefix.size()) * options_.cache.block_size;
   // The whole prompt at once: what is admitted gets through its prefill.
-  if (!kv_.Reserve(seq, seq.num_tokens(), prefix, keep_free)) return false;
+  if (!kv_.Reserve(seq, seq.num_tokens(), prefix, NumToKeepFree())) {
+    return false;
+  }
 
+  waiting_.CountOvertake(seq);
   waiting_.Erase(seq);
+  if (seq.place.order < 0) seq.place.order = next_order_++;
   running_.insert(
-      std::upper_bound(running_.begin(), running_.end(), &seq, PrecedesPtr),
+      std::upper_bound(running_.begin(), running_.end(), &seq, RunsBeforePtr),
       &seq);
   seq.place.state = State::kRunning;
   seq.place.slot = free_slots_.back();
   free_slots_.pop_back();
   seq.Start(num_cached);
+  seq.place.num_charged = std::max(seq.place.num_charged, num_cached);
   if (!seq.place.times.first_scheduled) {
     seq.place.times.first_scheduled = now;
     seq.place.num_cached_tokens = num_cached;
@@ -280,6 +308,7 @@ bool Scheduler::Admit(Sequence& seq, MonotonicTime now) {
                 .prompt = seq.request().prompt,
                 .output = seq.output()}});
   AddRow(seq, CapTokens(seq.num_computable_tokens()));
+  if (seq.num_computed_tokens() < seq.num_tokens()) prefilling_.push_back(&seq);
   return true;
 }
 
@@ -303,6 +332,7 @@ void Scheduler::AddRow(Sequence& seq, int num_tokens) {
                         .first(static_cast<size_t>(
                             kv_.NumBlocksFor(row.first_position + num_tokens)));
   row.sample = seq.Advance(num_tokens, plan_.step);
+  Charge(seq, num_tokens, row.sample);
   if (row.sample) row.num_logprobs = seq.request().num_logprobs;
   if (WantsPromptLogprobs(seq) &&
       row.first_position < seq.num_prompt_tokens()) {
@@ -318,6 +348,17 @@ void Scheduler::AddRow(Sequence& seq, int num_tokens) {
                        .sample = row.sample});
   plan_.num_tokens += num_tokens;
   budget_ -= num_tokens;
+}
+
+// The newest `num_tokens` computed ones, but for those that it was charged for
+// before a preemption.
+void Scheduler::Charge(Sequence& seq, int num_tokens, bool sample) {
+  const int end = seq.num_computed_tokens();
+  int& charged = seq.place.num_charged;
+  const int begin = std::max(end - num_tokens, charged);
+  const int num_prompt = std::min(end, seq.num_prompt_tokens()) - begin;
+  FairShare::Charge(*seq.place.share, std::max(num_prompt, 0), sample ? 1 : 0);
+  charged = std::max(charged, end);
 }
 
 void Scheduler::Commit(const StepResult& result, MonotonicTime now) {
@@ -456,6 +497,7 @@ void Scheduler::End(Sequence& seq, FinishReason reason, absl::Status status,
   } else {
     waiting_.Erase(seq);
   }
+  shares_.Leave(*std::exchange(seq.place.share, nullptr));
   seq.place.state = State::kFinished;
   seq.place.times.finished = now;
   if (reason != FinishReason::kError) kv_.CacheFullBlocks(seq);

@@ -15,6 +15,7 @@
 #include "engine/api/batch_plan.h"
 #include "engine/api/model_runner.h"
 #include "engine/api/types.h"
+#include "scheduler/fair_share.h"
 #include "scheduler/kv_cache_manager.h"
 #include "scheduler/request.h"
 #include "scheduler/scheduler_stats.h"
@@ -55,9 +56,11 @@ struct SlotOperation {
 // argument. Confined to the serving-loop thread.
 //
 // A step gives every running sequence the tokens it has left to compute, within
-// the token budget and in the order of Precedes(), then admits waiting ones. A
-// sequence that needs a block when there is none makes the last running one
-// give up its blocks; the victim keeps its place and computes again later.
+// the token budget and in the order of RunsBefore(), then admits waiting ones
+// in the order of WaitingQueue. A sequence that needs a block when there is
+// none makes the last running one give up its blocks; the victim keeps its
+// place and computes again later. A sequence whose next block another one is
+// about to compute waits to find it in the cache.
 //
 // Steps may run ahead of their results: Schedule counts what it plans as
 // computed, and a row may refer to a token that is not known yet. What a step
@@ -145,9 +148,12 @@ class Scheduler {
   void ScheduleRunning(MonotonicTime now);
   bool MakeRoom(Sequence& seq, int num_tokens);
   void ScheduleWaiting(MonotonicTime now);
-  bool WaitsForSibling(const Sequence& seq) const;
+  int NumToKeepFree() const;
+  bool HasRoomToAdmit() const;
+  std::optional<int> ProbeWaiting(Sequence& seq);
   bool Admit(Sequence& seq, MonotonicTime now);
   void AddRow(Sequence& seq, int num_tokens);
+  void Charge(Sequence& seq, int num_tokens, bool sample);
   int CapTokens(int num_tokens) const;
   void Preempt(Sequence& seq);
 
@@ -179,8 +185,10 @@ class Scheduler {
   std::vector<std::unique_ptr<RequestState>> ended_;
   absl::btree_set<std::pair<MonotonicTime, RequestId>> deadlines_;
 
-  std::vector<Sequence*> running_;  // in the order of Precedes()
-  WaitingQueue waiting_;
+  std::vector<Sequence*> running_;  // in the order of RunsBefore()
+  FairShare shares_;
+  WaitingQueue waiting_{shares_};
+  int64_t next_order_ = 0;  // SequencePlace::order
   std::vector<SlotId> free_slots_;
   int num_held_ = 0;  // sequences with SequencePlace::held
 
@@ -194,6 +202,8 @@ class Scheduler {
   std::vector<SlotOperation> slot_ops_;
   std::vector<SlotOperation> next_slot_ops_;  // since the last Schedule
   std::vector<RequestId> started_;
+  std::vector<Sequence*> prefilling_;  // run, and have tokens left to compute
+  int64_t round_ = 0;                  // of ScheduleWaiting
   int budget_ = 0;
   bool short_of_blocks_ = false;
 

@@ -1,6 +1,7 @@
 // The mutable half of a request: one sample and how far it has come.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
@@ -13,13 +14,16 @@
 
 namespace binarymos {
 
+struct TenantShare;
+
 inline constexpr SlotId kNoSlot = -1;
 
 // The cache blocks of a sequence. Written by KvCacheManager only.
 struct SequenceBlocks {
   std::vector<BlockId> table;     // block i holds positions [16 i, 16 i + 16)
   std::vector<BlockHash> hashes;  // of the first full blocks of known tokens
-  int num_cached = 0;  // blocks of `table` that were offered to the cache
+  int num_cached = 0;   // blocks of `table` that were offered to the cache
+  int num_matched = 0;  // that the cache held when it was last asked
 };
 
 // Where a sequence stands with the scheduler. Written by Scheduler only.
@@ -31,6 +35,10 @@ struct SequencePlace {
   int num_rows_in_flight = 0;  // rows of steps that are not committed
   // Not running any more, but a row in flight still uses blocks and slot.
   bool held = false;
+  TenantShare* share = nullptr;  // of its tenant; until it ends
+  int64_t order = -1;            // of its first admission; -1: none yet
+  int num_overtaken = 0;         // by later ones of its tenant
+  int num_charged = 0;           // positions that its tenant was charged for
   int num_cached_tokens = 0;  // found in the prefix cache when first scheduled
   int num_preemptions = 0;
   RequestTimes times;

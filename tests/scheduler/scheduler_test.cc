@@ -428,6 +428,84 @@ TEST_P(SchedulerTest, SamplesWaitUntilOneHasComputedALongPrompt) {
   EXPECT_EQ(driver.scheduler.stats().num_prompt_tokens, 30 + 2 * 2 + 4);
 }
 
+// Requests of `num_common` equal tokens and then some of their own.
+std::vector<std::shared_ptr<Request>> RequestsWithCommonPrefix(int num_requests,
+                                                               int num_common,
+                                                               int num_own) {
+  std::vector<std::shared_ptr<Request>> requests;
+  for (int i = 1; i <= num_requests; ++i) {
+    requests.push_back(MakeRequest(static_cast<RequestId>(i), num_own, 5));
+    requests.back()->prompt.insert(requests.back()->prompt.begin(),
+                                   static_cast<size_t>(num_common), 7);
+  }
+  return requests;
+}
+
+TEST_P(SchedulerTest, CommonPrefixIsComputedOnceWhileItIsStillNotCached) {
+  constexpr int kNumRequests = 100;
+  constexpr int kNumCommon = 1024;
+  constexpr int kNumOwn = 64;
+  SchedulerOptions options = SmallOptions(3000);
+  options.cache.block_size = 16;
+  options.cache.max_model_len = 2048;
+  options.cache.max_num_seqs = 64;
+  options.cache.max_num_batched_tokens = 256;
+  SchedulerDriver driver(options, GetParam());
+  const auto requests =
+      RequestsWithCommonPrefix(kNumRequests, kNumCommon, kNumOwn);
+  for (const auto& request : requests) driver.Add(request);
+  EXPECT_TRUE(driver.RunToEnd());
+  for (const auto& request : requests) ExpectReference(driver, *request);
+  EXPECT_EQ(driver.scheduler.stats().num_prompt_tokens,
+            kNumCommon + kNumRequests * kNumOwn);
+}
+
+TEST_P(SchedulerTest, OthersPassThoseThatWaitForACommonPrefix) {
+  SchedulerOptions options = SmallOptions();
+  options.cache.max_num_batched_tokens = 16;
+  options.long_prefill_token_threshold = 8;
+  SchedulerDriver driver(options, GetParam());
+  for (const auto& request : RequestsWithCommonPrefix(2, 24, 4)) {
+    driver.Add(request);
+  }
+  const auto other = MakeRequest(9, 4, 3);
+  driver.Add(other);
+  driver.Step();
+  EXPECT_THAT(RowSizes(driver.plan()), ElementsAre(8, 4));
+  EXPECT_TRUE(driver.RunToEnd());
+  ExpectReference(driver, *other);
+}
+
+TEST_P(SchedulerTest, TenantsShareNoPrefix) {
+  SchedulerDriver driver(SmallOptions(), GetParam());
+  for (const auto& request : RequestsWithCommonPrefix(2, 8, 1)) {
+    request->tenant.push_back(request->id == 1 ? 'a' : 'b');
+    driver.Add(request);
+  }
+  EXPECT_TRUE(driver.RunToEnd());
+  EXPECT_EQ(driver.scheduler.stats().num_cache_hit_tokens, 0);
+}
+
+TEST_P(SchedulerTest, TenantWithLessServiceIsAdmittedFirst) {
+  SchedulerOptions options = SmallOptions();
+  options.cache.max_num_seqs = 1;
+  SchedulerDriver driver(options, GetParam());
+  for (const RequestId id : {1, 2, 3}) {
+    const auto request = MakeRequest(id, 8, 4);
+    request->tenant = "flood";
+    driver.Add(request);
+  }
+  while (!driver.output(1).ended()) driver.Step();
+  const auto late = MakeRequest(9, 8, 4);
+  late->tenant = "other";
+  driver.Add(late);
+  EXPECT_TRUE(driver.RunToEnd());
+  const auto first_scheduled = [&](RequestId id) {
+    return *driver.output(id).finishes[0].times.first_scheduled;
+  };
+  EXPECT_LT(first_scheduled(9), first_scheduled(3));
+}
+
 TEST_P(SchedulerTest, SamplesComputeAloneWithoutPrefixCaching) {
   SchedulerOptions options = SmallOptions();
   options.prefix_caching = false;

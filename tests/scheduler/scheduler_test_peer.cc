@@ -96,7 +96,7 @@ void SchedulerTestPeer::CheckInvariants(const Scheduler& scheduler) {
   EXPECT_EQ(num_held, scheduler.num_held_);
   EXPECT_TRUE(std::is_sorted(
       scheduler.running_.begin(), scheduler.running_.end(),
-      [](const Sequence* a, const Sequence* b) { return Precedes(*a, *b); }));
+      [](const Sequence* a, const Sequence* b) { return RunsBefore(*a, *b); }));
   for (BlockId id = 0; id < pool.num_blocks(); ++id) {
     EXPECT_EQ(pool.ref_count(id), owners[static_cast<size_t>(id)])
         << "block " << id;

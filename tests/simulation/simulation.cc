@@ -25,8 +25,9 @@ Simulation::Simulation(Scenario scenario)
               scenario_.cost, now_),
       loop_(runner_, scenario_.options, scenario_.limits,
             [this] { return now_; }),
+      order_(scenario_),
       clients_(scenario_.clients.size()) {
-  runner_.on_submit = [this](const BatchPlan&) { CheckPlan(); };
+  runner_.on_submit = [this](const BatchPlan& plan) { CheckPlan(plan); };
   if (scenario_.fail_submit_at >= 0) {
     runner_.fake().FailSubmitAt(scenario_.fail_submit_at,
                                 absl::UnavailableError("submit"));
@@ -215,8 +216,10 @@ std::optional<MonotonicTime> Simulation::NextAction() const {
 
 // --- What must hold ---
 
-void Simulation::CheckPlan() {
-  SchedulerTestPeer::CheckInvariants(SchedulerTestPeer::scheduler(loop_));
+void Simulation::CheckPlan(const BatchPlan& plan) {
+  const Scheduler& scheduler = SchedulerTestPeer::scheduler(loop_);
+  SchedulerTestPeer::CheckInvariants(scheduler);
+  order_.Check(scheduler, plan);
 }
 
 void Simulation::CheckTurn(MonotonicTime begin) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "scheduler/serving_loop.h"
+#include "tests/simulation/order_checker.h"
 #include "tests/simulation/scenario.h"
 #include "tests/simulation/timed_runner.h"
 
@@ -46,7 +47,8 @@ struct ClientSeen {
 // - a request that lives past its abort or its limits of time by more than one
 //   turn of the loop;
 // - work that waits while the loop finds nothing to do;
-// - times out of order.
+// - times out of order;
+// - what OrderChecker reports.
 class Simulation {
  public:
   explicit Simulation(Scenario scenario);
@@ -57,6 +59,7 @@ class Simulation {
   const SchedulerStats stats() const { return loop_.status().stats(); }
   int64_t num_tokens_computed() { return runner_.fake().num_tokens_computed(); }
   MonotonicTime now() const { return now_; }
+  const OrderChecker& order() const { return order_; }
 
  private:
   // What happens outside of the loop.
@@ -71,7 +74,7 @@ class Simulation {
   std::optional<MonotonicTime> NextAction() const;
 
   // What must hold.
-  void CheckPlan();
+  void CheckPlan(const BatchPlan& plan);
   void CheckTurn(MonotonicTime begin);
   void CheckQueue();
   void CheckIdle();
@@ -91,6 +94,7 @@ class Simulation {
   int turn_ = 0;  // of the loop; the next one to begin, between turns
   TimedRunner runner_;
   ServingLoop loop_;
+  OrderChecker order_;
   std::vector<ClientSeen> clients_;
   size_t num_arrived_ = 0;
   size_t num_flushed_ = 0;

@@ -1,0 +1,64 @@
+#include "scheduler/fair_share.h"
+
+#include <string>
+
+#include "gtest/gtest.h"
+
+namespace binarymos {
+namespace {
+
+TEST(FairShareTest, OutputCostsTwiceWhatPromptsCost) {
+  FairShare shares;
+  TenantShare& a = shares.Join("a");
+  FairShare::Charge(a, 10, 3);
+  EXPECT_EQ(a.service, 16);
+}
+
+TEST(FairShareTest, TimeSpentIdleEarnsNothing) {
+  FairShare shares;
+  TenantShare& busy = shares.Join("busy");
+  TenantShare& busier = shares.Join("busier");
+  shares.BeginWaiting(busy);
+  shares.BeginWaiting(busier);
+  FairShare::Charge(busy, 100, 0);
+  FairShare::Charge(busier, 300, 0);
+  TenantShare& newcomer = shares.Join("new");
+  shares.BeginWaiting(newcomer);
+  EXPECT_EQ(newcomer.service, 100);
+}
+
+TEST(FairShareTest, ServiceIsNeverForgivenForWaiting) {
+  FairShare shares;
+  TenantShare& a = shares.Join("a");
+  TenantShare& b = shares.Join("b");
+  FairShare::Charge(a, 500, 0);
+  shares.BeginWaiting(b);
+  shares.BeginWaiting(a);
+  EXPECT_EQ(a.service, 500);
+}
+
+TEST(FairShareTest, AnEmptyQueueIsEnteredWhereTheLastOneLeftIt) {
+  FairShare shares;
+  TenantShare& a = shares.Join("a");
+  shares.BeginWaiting(a);
+  shares.EndWaiting(a);
+  FairShare::Charge(a, 0, 50);
+  TenantShare& b = shares.Join("b");
+  shares.BeginWaiting(b);
+  EXPECT_EQ(b.service, 100);
+}
+
+TEST(FairShareTest, AccountIsKeptWhileItIsOverdrawn) {
+  FairShare shares;
+  TenantShare& greedy = shares.Join("greedy");
+  FairShare::Charge(greedy, 1000, 0);
+  shares.Leave(greedy);
+  for (int i = 0; i < 500; ++i) {
+    shares.Leave(shares.Join("visitor " + std::to_string(i)));
+  }
+  EXPECT_LT(shares.num_accounts(), 100u);
+  EXPECT_EQ(shares.Join("greedy").service, 1000);
+}
+
+}  // namespace
+}  // namespace binarymos
