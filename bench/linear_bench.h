@@ -19,12 +19,11 @@ struct LinearBenchOptions {
   bool json = false;
 };
 
-// Prints a table (or JSON) to stdout: median and spread of `repeats` runs in
-// random order, GB/s of packed weights and multiply-adds per second. Every call
-// takes another copy of the layer, so that weights come from memory. On CUDA 64
-// calls are enqueued between two waits: the time of a launch from the host is
-// in the result. INVALID_ARGUMENT for an unknown kind; errors of CreateBackend
-// and Pack.
+// Prints a table (or JSON) to stdout. Every call takes another copy of the
+// layer, so that weights come from memory. On a CPU: median and spread of
+// `repeats` runs in random order, GB/s of packed weights and multiply-adds per
+// second. On CUDA: bench/device_linear_bench.h. INVALID_ARGUMENT for an unknown
+// kind; errors of CreateBackend and Pack.
 absl::Status RunLinearBench(const LinearBenchOptions& options);
 
 }  // namespace binarymos

@@ -26,12 +26,16 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
   table.AddNumber({group, "gpu-memory-utilization",
                    "Part of a CUDA device's memory to fill"},
                   &engine.gpu_memory_utilization);
+  table.AddSwitch({group, "cuda-graphs",
+                   "On CUDA, record steps of one token per sequence and replay"
+                   " them"},
+                  &engine.cuda_graphs);
   table.AddInt({group, "max-model-len",
                 "Prompt and output of a request; 0: the model's"},
                &engine.max_model_len);
   table.AddBytes({group, "kv-cache-memory",
                   "0: on CPU the smaller of 4GiB and half of what is left, on "
-                "CUDA all that gpu-memory-utilization leaves"},
+                  "CUDA all that gpu-memory-utilization leaves"},
                  &engine.kv_cache_memory);
   table.AddSwitch(
       {group, "kv-cache-f32", "KV cache in float32, for comparisons"},

@@ -291,7 +291,8 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
                      .num_threads = options.num_threads,
                      .cpu_kernels = options.cpu_kernels,
                      .activation_bits = options.activation_bits,
-                     .gpu_memory_utilization = options.gpu_memory_utilization});
+                     .gpu_memory_utilization = options.gpu_memory_utilization,
+                     .cuda_graphs = options.cuda_graphs});
   if (!backend.ok()) return backend.status();
   backend_ = *std::move(backend);
 

@@ -23,6 +23,7 @@ struct EngineOptions {
   std::string cpu_kernels = "auto";
   int activation_bits = 0;
   double gpu_memory_utilization = 0.9;
+  bool cuda_graphs = true;
 
   int max_num_seqs = 64;  // sequences that run at the same time, 1 to 1024
   int max_model_len = 0;  // 0: the model's max_position_embeddings

@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in about ten minutes, with one report:
-# the tests of the device, the passes of compute-sanitizer, the benchmarks.
+# Everything that needs a GPU, in a few minutes, with one report: the tests of
+# the device, the passes of compute-sanitizer, the benchmarks.
 #
 #   scripts/gpu.sh                  builds preset cuda here, then runs
 #   scripts/gpu.sh pack DIR [BUILD] collects programs and their libraries in DIR
-#   DIR/gpu.sh run                  runs them on a machine with a GPU and nothing
-#                                   else: no build, no network, no installs
+#   DIR/gpu.sh run [STEP...]        runs them (all, or those steps) on a machine
+#                                   with a GPU and nothing else: no build, no
+#                                   network, no installs
 #
-# The report is OUT/report.txt (OUT: the directory gpu-report, or $OUT). Steps
-# that fail do not stop the others; the exit status says whether any did.
+# Steps: device backend model golden memcheck racecheck linear engine. The
+# report is OUT/report.txt (OUT: the directory gpu-report, or $OUT). Steps that
+# fail do not stop the others; the exit status says whether any did.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-programs=(bin/binarymos tests/engine/backend/backend_test tests/engine/cuda/cuda_test)
+programs=(bin/binarymos tests/engine/backend/backend_test
+  tests/engine/engine_test tests/golden/golden_test)
 
 # Libraries of the C runtime stay: those of the other machine match its kernel.
 system_libraries='/(ld-linux[^/]*|libc|libm|libpthread|libdl|librt|libresolv)\.so'
@@ -21,8 +24,10 @@ pack() {
   local to="$1" build="$2" program
   mkdir -p "$to/lib"
   cp "${BASH_SOURCE[0]}" "$to/gpu.sh"
+  cp -r "$here/../tests/golden/cases" "$to/golden-cases"
   for program in "${programs[@]}"; do
     cp "$build/$program" "$to/"
+    strip "$to/$(basename "$program")"
     ldd "$build/$program" | awk '$3 ~ "^/" {print $3}' |
       grep -Ev "$system_libraries" | xargs -r cp -L -t "$to/lib"
   done
@@ -35,6 +40,9 @@ failed=()
 step() {
   local name="$1" limit="$2" start=$SECONDS status=0
   shift 2
+  if ((${#steps[@]} > 0)) && [[ " ${steps[*]} " != *" $name "* ]]; then
+    return
+  fi
   printf '\n== %s\n' "$name"
   timeout --kill-after=10 "$limit" "$@" 2>&1 || status=$?
   printf '== %s: status %d after %d s (limit %d s)\n' "$name" "$status" \
@@ -42,66 +50,86 @@ step() {
   ((status == 0)) || failed+=("$name")
 }
 
-# A filter that matches nothing, or tests that skip, are not a pass.
+# device_tests PROGRAM FILTER: a filter that matches nothing, or tests that
+# skip, are not a pass.
 device_tests() {
-  local log
+  local log status=0
   log="$(mktemp)"
-  "$bin/backend_test" --gtest_filter='*/cuda' | tee "$log"
-  ! grep -q 'SKIPPED' "$log" && grep -q 'PASSED' "$log"
+  "$1" --gtest_filter="$2" --gtest_brief=1 | tee "$log" || status=$?
+  ((status == 0)) && ! grep -q 'SKIPPED' "$log" &&
+    ! grep -q ' 0 tests from' "$log" && grep -q 'PASSED' "$log"
+}
+
+sanitizer() {
+  local tool="$1" filter="$2"
+  if ! command -v compute-sanitizer >/dev/null; then
+    echo "compute-sanitizer is not on this machine"
+    return 1
+  fi
+  compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 20 \
+    "$bin/backend_test" --gtest_filter="$filter" --gtest_brief=1
+}
+
+describe_device() {
+  nvidia-smi
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm \
+    --format=csv
 }
 
 run_steps() {
-  step "device" 30 nvidia-smi
-  # timeout runs programs, not functions.
-  step "tests on the device" 120 env BIN="$bin" bash "${BASH_SOURCE[0]}" \
-    device-tests
-  if command -v compute-sanitizer >/dev/null; then
-    local tool
-    for tool in memcheck racecheck synccheck; do
-      step "compute-sanitizer $tool" 150 compute-sanitizer --tool "$tool" \
-        --error-exitcode 1 "$bin/backend_test" --gtest_filter='*/cuda'
-    done
-  else
-    printf '\n== compute-sanitizer: not on this machine\n'
-    failed+=("compute-sanitizer")
-  fi
-  step "bench linear" 120 "$bin/binarymos" bench linear --device cuda \
-    --tokens 1 8 64 --kinds binarymos --repeats 3
-  step "bench linear, other kinds" 90 "$bin/binarymos" bench linear \
-    --device cuda --tokens 1 8 --kinds onebit float16 --repeats 3
-  step "bench engine, 7b" 150 "$bin/binarymos" bench engine --device cuda \
-    --shape 7b --streams 1 8 64 --repeats 1
+  # timeout runs programs, not functions: this script calls itself.
+  local self=(env BIN="$bin" bash "${BASH_SOURCE[0]}")
+  local bench=("$bin/binarymos" bench)
+  # A small model, every kind of kernel: sanitizers are slow.
+  local few='Kernels/BackendTest.ASequenceDoesNotSee*/cuda:Kernels/CudaBackendTest.With*/cuda'
+  step device 30 "${self[@]}" describe-device
+  step backend 90 "${self[@]}" device-tests "$bin/backend_test" '*/cuda'
+  step model 90 "${self[@]}" device-tests "$bin/engine_test" '*DeviceTest*'
+  step golden 90 "${self[@]}" device-tests "$bin/golden_test" '*TheCudaDevice*'
+  step memcheck 90 "${self[@]}" sanitizer memcheck "$few"
+  step racecheck 90 "${self[@]}" sanitizer racecheck "$few"
+  step linear 120 "${bench[@]}" linear --device cuda --tokens 1 8 64 \
+    --kinds binarymos onebit float16
+  step engine 120 "${bench[@]}" engine --device cuda --shape 7b \
+    --streams 1 64 --repeats 1
   printf '\n== %d steps failed\n' "${#failed[@]}"
   ((${#failed[@]} == 0)) || printf '== failed: %s\n' "${failed[@]}"
   ((${#failed[@]} == 0))
 }
 
 main() {
-  case "${1:-}" in
+  local command="${1:-}"
+  (($# == 0)) || shift
+  steps=()
+  case "$command" in
     pack)
-      pack "${2:?pack DIR [BUILD]}" "${3:-$here/../build/auto}"
+      pack "${1:?pack DIR [BUILD]}" "${2:-$here/../build/auto}"
       return
       ;;
     run)
       bin="$here"
-      export LD_LIBRARY_PATH="$here/lib:${LD_LIBRARY_PATH:-}"
+      steps=("$@")
       ;;
     "")
       (cd "$here/.." && cmake --preset cuda &&
-        cmake --build build/cuda --target binarymos backend_test cuda_test)
+        cmake --build build/cuda \
+          --target binarymos backend_test engine_test golden_test)
       bin="$(mktemp -d)"
       pack "$bin" "$here/../build/cuda"
       ;;
-    device-tests)
+    device-tests | sanitizer | describe-device)
       bin="${BIN:?}"
-      device_tests
+      "${command//-/_}" "$@"
       return
       ;;
     *)
-      sed -n '2,12p' "${BASH_SOURCE[0]}" >&2
+      sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
       return 2
       ;;
   esac
+  # cuBLAS, for the baseline, comes with the machine.
+  export LD_LIBRARY_PATH="$bin/lib:${LD_LIBRARY_PATH:-}:/usr/local/cuda/lib64"
+  export BINARYMOS_GOLDEN_CASES="$bin/golden-cases"
   local out="${OUT:-gpu-report}" status=0
   mkdir -p "$out"
   run_steps | tee "$out/report.txt" || status=1

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/backend/batch_view.h"
@@ -65,6 +66,14 @@ struct AttentionShape {
   int head_dim = 0;
 };
 
+// What a recording of operations belongs to: see Backend::Repeat.
+struct RepeatKey {
+  const void* owner = nullptr;  // of the memory that the operations name
+  const void* cache = nullptr;  // the KV cache, if there are several
+  int variant = 0;
+  friend bool operator==(const RepeatKey&, const RepeatKey&) = default;
+};
+
 // A device with its kernels and memory. Owned by the Engine; after loading,
 // confined to the serving-loop thread. Activations are f32. Operations are
 // enqueued in order and may return before they ran; views must stay valid until
@@ -112,6 +121,16 @@ class Backend {
   // Sets every byte to zero.
   virtual void Zero(const TensorView& tensor) = 0;
 
+  // Runs `operations`, which enqueues operations of this step and does nothing
+  // else that matters: a device may record them and, in a later step with an
+  // equal key and a batch of the same shape, replay the recording instead of
+  // calling `operations`. REQUIRES: with equal keys and as many tokens and
+  // logit rows, the operations and the memory that they name are the same.
+  virtual void Repeat(const RepeatKey& /*key*/,
+                      absl::FunctionRef<void()> operations) {
+    operations();
+  }
+
   // out[t] = table[batch.tokens[t]], table [vocab, hidden] a Float16 linear.
   // out: [num_tokens, hidden] f32.
   virtual void Embed(const PackedLinear& table, const TensorView& out) = 0;
@@ -128,6 +147,20 @@ class Backend {
   virtual void Linear(const PackedLinear& linear, const ConstTensorView& x,
                       Output output, const TensorView& y,
                       const TensorView& gate_sums) = 0;
+
+  struct LinearTask {
+    const PackedLinear* linear = nullptr;
+    TensorView y;          // [rows, out] f32
+    TensorView gate_sums;  // as of Linear
+  };
+  // y = linear(x) for every task: linears that share an input, with the same
+  // bits as one after the other. No y overlaps x or another y.
+  virtual void Linears(std::span<const LinearTask> tasks,
+                       const ConstTensorView& x) {
+    for (const LinearTask& task : tasks) {
+      Linear(*task.linear, x, Output::kStore, task.y, task.gate_sums);
+    }
+  }
 
   // Rotates q and k by their positions (pairs (d, d + head_dim / 2), as Hugging
   // Face lays LLaMA out) and writes k and v to the cache at batch.kv_slots.

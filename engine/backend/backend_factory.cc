@@ -67,7 +67,8 @@ BackendOr CreateCudaBackend(const BackendOptions& options, int ordinal) {
        .activation_bits = options.activation_bits > 0
                               ? options.activation_bits
                               : kDefaultCudaActivationBits,
-       .memory_utilization = options.gpu_memory_utilization});
+       .memory_utilization = options.gpu_memory_utilization,
+       .graphs = options.cuda_graphs});
 }
 
 BackendOr CreateBestBackend(const BackendOptions& options) {

@@ -25,6 +25,8 @@ struct BackendOptions {
   // The part of a CUDA device's memory that this process may fill, the other
   // processes there included: more than 0, at most 1.
   double gpu_memory_utilization = 0.9;
+  // CUDA: record steps of a token per sequence and replay them. Changes no bit.
+  bool cuda_graphs = true;
 };
 
 // INVALID_ARGUMENT for a value that is not in the lists above; UNAVAILABLE if

@@ -1,6 +1,7 @@
 #include "engine/backend/cuda_backend.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -18,8 +19,18 @@ static_assert(kBlockSize == cuda::kKvPage);
 // as leave multiprocessors idle otherwise.
 constexpr size_t kAttentionStateBytes = size_t{16} << 20;
 
-// What grows after loading: the arrays of a batch.
-constexpr size_t kBatchReserve = size_t{32} << 20;
+// What grows after loading: the arrays of a batch, recorded steps.
+constexpr size_t kLaterBytes = size_t{64} << 20;
+
+// Sequences of a step that is worth recording: with more, the device has more
+// to do than the host has to launch.
+constexpr int kMaxRecordedSeqs = 64;
+
+// So that few recordings serve all lengths of context. Blocks for splits that a
+// sequence does not have end at once.
+int RoundSplits(int splits) {
+  return static_cast<int>(std::bit_ceil(static_cast<unsigned>(splits)));
+}
 
 constexpr int64_t kColumns = cuda::kMmaColumns;
 
@@ -48,6 +59,11 @@ bool IsF16(const KvLayer& kv) {
   BINARYMOS_CHECK(kv.keys.dtype == kv.values.dtype);
   BINARYMOS_CHECK(kv.keys.dtype == DType::kF16 || kv.keys.dtype == DType::kF32);
   return kv.keys.dtype == DType::kF16;
+}
+
+absl::Status NotRecordable(const char* what) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("a step cannot be recorded: ", what));
 }
 
 // One unit of planes, slices and gates per row, rows in whole groups.
@@ -179,6 +195,7 @@ std::string CudaBackend::description() const {
 // --- Memory ----------------------------------------------------------------
 
 absl::StatusOr<Tensor> CudaBackend::Allocate(DType dtype, Shape shape) {
+  ForgetGraphs();
   const size_t bytes =
       static_cast<size_t>(shape.num_elements()) * SizeOf(dtype);
   absl::StatusOr<Buffer> buffer = driver_->AllocateDevice(bytes);
@@ -192,6 +209,7 @@ absl::StatusOr<Tensor> CudaBackend::Allocate(DType dtype, Shape shape) {
 
 absl::StatusOr<Tensor> CudaBackend::Upload(const ConstTensorView& host) {
   BINARYMOS_CHECK(host.device == Device::kHost);
+  ForgetGraphs();
   absl::StatusOr<Buffer> buffer = driver_->AllocateDevice(host.bytes());
   if (!buffer.ok()) return buffer.status();
   if (host.bytes() > 0) {
@@ -276,7 +294,7 @@ absl::StatusOr<size_t> CudaBackend::AvailableMemory() const {
   if (!memory.ok()) return memory.status();
   const auto ours = static_cast<size_t>(options_.memory_utilization *
                                         static_cast<double>(memory->total));
-  const size_t kept = memory->total - ours + kBatchReserve;
+  const size_t kept = memory->total - ours + kLaterBytes;
   return memory->free - std::min(memory->free, kept);
 }
 
@@ -287,6 +305,8 @@ absl::Status CudaBackend::Reserve(int max_tokens, int max_logit_rows) {
     if (!states.ok()) return states.status();
     attention_states_ = *std::move(states);
   }
+  absl::Status status = device_batch_.Reserve(max_tokens, *driver_);
+  if (!status.ok()) return status;
   return ReserveRows(std::max(max_tokens, max_logit_rows));
 }
 
@@ -303,6 +323,7 @@ absl::Status CudaBackend::ReserveRows(int64_t rows) {
   };
   for (const auto& workspace : workspaces) {
     if (workspace.bytes <= workspace.buffer.bytes()) continue;
+    ForgetGraphs();
     absl::StatusOr<Buffer> buffer = driver_->AllocateDevice(workspace.bytes);
     if (!buffer.ok()) return buffer.status();
     workspace.buffer = *std::move(buffer);
@@ -318,6 +339,9 @@ void CudaBackend::BeginStep(const BatchView& batch) {
   if (!status_.ok()) return;
   Update(device_batch_.Upload(batch, std::max(1, device_batch_.group()),
                               *driver_));
+  if (device_batch_.num_moves() == batch_moves_) return;
+  ForgetGraphs();
+  batch_moves_ = device_batch_.num_moves();
 }
 
 absl::Status CudaBackend::EndStep() {
@@ -348,7 +372,7 @@ absl::Status CudaBackend::ReadBack(const ConstTensorView& tensor,
 
 void CudaBackend::Zero(const TensorView& tensor) {
   BINARYMOS_CHECK(tensor.device == Device::kCuda);
-  if (!status_.ok() || tensor.bytes() == 0) return;
+  if (!current_status().ok() || tensor.bytes() == 0) return;
   Update(driver_->Zero(tensor.data, tensor.bytes()));
 }
 
@@ -357,8 +381,47 @@ const BatchView& CudaBackend::batch() const {
   return *batch_;
 }
 
+void CudaBackend::Repeat(const RepeatKey& key,
+                         absl::FunctionRef<void()> operations) {
+  const BatchView& step = batch();
+  const bool worth_it = step.num_tokens() == step.num_seqs() &&
+                        step.num_seqs() <= kMaxRecordedSeqs;
+  if (!options_.graphs || !worth_it || !status_.ok() || !graph_status_.ok()) {
+    return operations();
+  }
+  CudaGraphs::Entry& entry = graphs_.Use(
+      {key, step.num_tokens(), step.num_logit_rows(),
+       RoundSplits(device_batch_.max_splits()), device_batch_.group()});
+  if (entry.uses == 1) return operations();
+  if (entry.graph == nullptr && !Record(operations, entry.graph)) {
+    return operations();
+  }
+  Update(driver_->Replay(*entry.graph));
+}
+
+bool CudaBackend::Record(absl::FunctionRef<void()> operations,
+                         std::unique_ptr<CudaGraph>& graph) {
+  graph_status_ = driver_->BeginCapture();
+  if (!graph_status_.ok()) return false;
+  recording_ = true;
+  operations();
+  recording_ = false;
+  absl::StatusOr<std::unique_ptr<CudaGraph>> recorded = driver_->EndCapture();
+  graph_status_.Update(recorded.status());
+  if (!graph_status_.ok()) return false;
+  graph = *std::move(recorded);
+  return true;
+}
+
+void CudaBackend::ForgetGraphs() {
+  if (graphs_.empty()) return;
+  BINARYMOS_CHECK(!recording_) << "memory is allocated in a recorded step";
+  Update(driver_->Synchronize());
+  graphs_.Clear();
+}
+
 void CudaBackend::Launch(const cuda::Kernel& kernel) {
-  if (status_.ok()) Update(driver_->Launch(kernel));
+  if (current_status().ok()) Update(driver_->Launch(kernel));
 }
 
 void CudaBackend::Embed(const PackedLinear& table, const TensorView& out) {
@@ -420,6 +483,7 @@ void CudaBackend::RunBinaryMos(const BinaryMos& linear,
                                const TensorView& gate_sums) {
   const int64_t rows = x.shape[0];
   if (rows > reserved_rows_) {
+    if (recording_) return Update(NotRecordable("more rows than reserved"));
     if (absl::Status status = ReserveRows(rows); !status.ok()) {
       return Update(status);
     }
@@ -480,6 +544,10 @@ const CudaBatch& CudaBackend::BatchFor(const AttentionShape& shape) {
   BINARYMOS_CHECK_EQ(shape.num_heads % shape.num_kv_heads, 0);
   const int group = shape.num_heads / shape.num_kv_heads;
   if (group != device_batch_.group() && status_.ok()) {
+    if (recording_) {
+      Update(NotRecordable("attention of different shapes"));
+      return device_batch_;
+    }
     // The first step of a model, and no other.
     Update(driver_->Synchronize());
     if (status_.ok()) Update(device_batch_.Upload(batch(), group, *driver_));
@@ -505,13 +573,14 @@ void CudaBackend::Attention(const AttentionShape& shape,
       .q = Floats(q),
       .out = Floats(out)};
   // Few queries with long contexts: a block per split, merged afterwards.
-  const size_t state_bytes = tokens * shape.num_heads * batch.max_splits() *
+  const int splits = RoundSplits(batch.max_splits());
+  const size_t state_bytes = tokens * shape.num_heads * splits *
                              (shape.head_dim + int64_t{2}) * sizeof(float);
   const bool apart =
-      batch.max_splits() > 1 && state_bytes <= attention_states_.bytes() &&
+      splits > 1 && state_bytes <= attention_states_.bytes() &&
       args.num_blocks * shape.num_kv_heads < 2 * driver_->info().num_sms;
   if (apart) {
-    args.num_splits = batch.max_splits();
+    args.num_splits = splits;
     args.states = static_cast<float*>(attention_states_.data());
   }
   const cuda::Kernel kernel =

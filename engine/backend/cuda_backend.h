@@ -13,6 +13,7 @@
 #include "engine/backend/backend.h"
 #include "engine/backend/cuda_batch.h"
 #include "engine/backend/cuda_driver.h"
+#include "engine/backend/cuda_graphs.h"
 
 namespace binarymos {
 
@@ -21,6 +22,8 @@ struct CudaBackendOptions {
   int activation_bits = 16;  // 8, 12, 14 or 16
   // The part of the device's memory that AvailableMemory counts with.
   double memory_utilization = 0.9;  // more than 0, at most 1
+  // Whether Repeat records and replays steps of a token per sequence.
+  bool graphs = true;
 };
 
 // UNAVAILABLE if there is no such device, if it is too old for the kernels, or
@@ -45,7 +48,7 @@ class CudaBackend : public Backend {
   absl::StatusOr<Tensor> Upload(const ConstTensorView& host) override;
   absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(
       const LinearTensors& tensors) override;
-  // Free memory, less what memory_utilization leaves to others and 32 MiB for
+  // Free memory, less what memory_utilization leaves to others and 64 MiB for
   // what grows later.
   absl::StatusOr<size_t> AvailableMemory() const override;
   absl::Status Reserve(int max_tokens, int max_logit_rows) override;
@@ -55,6 +58,13 @@ class CudaBackend : public Backend {
   absl::Status ReadBack(const ConstTensorView& tensor,
                         std::span<float> host) override;
   void Zero(const TensorView& tensor) override;
+  // Records the second step of a shape and replays it from then on, if all
+  // sequences have one token and there are at most 64. Memory that is allocated
+  // meanwhile ends all recordings. The bits are those of the step without.
+  void Repeat(const RepeatKey& key,
+              absl::FunctionRef<void()> operations) override;
+  // Why nothing is recorded any more; OK as a rule. Steps go on without.
+  const absl::Status& graph_status() const { return graph_status_; }
 
   void Embed(const PackedLinear& table, const TensorView& out) override;
   void RmsNorm(const ConstTensorView& x, const ConstTensorView& weight,
@@ -77,8 +87,18 @@ class CudaBackend : public Backend {
   class BinaryMos;
 
   const BatchView& batch() const;
-  // The first failure is kept.
-  void Update(const absl::Status& status) { status_.Update(status); }
+  // The first failure is kept: that of the recording, if there is one.
+  void Update(const absl::Status& status) {
+    (recording_ ? graph_status_ : status_).Update(status);
+  }
+  const absl::Status& current_status() const {
+    return recording_ ? graph_status_ : status_;
+  }
+  // Before memory that recordings may name goes away.
+  void ForgetGraphs();
+  // Whether `operations` ended up in `graph`.
+  bool Record(absl::FunctionRef<void()> operations,
+              std::unique_ptr<CudaGraph>& graph);
   // Enqueues `kernel` unless something failed before.
   void Launch(const cuda::Kernel& kernel);
 
@@ -104,6 +124,11 @@ class CudaBackend : public Backend {
 
   const BatchView* batch_ = nullptr;
   CudaBatch device_batch_;
+
+  CudaGraphs graphs_;
+  int batch_moves_ = 0;  // that graphs_ knows of
+  bool recording_ = false;
+  absl::Status graph_status_;
 
   // Of the binary linear: as many rows and slices as were ever reserved.
   int64_t reserved_rows_ = 0;

@@ -26,17 +26,17 @@ absl::Status CudaBatch::Upload(const BatchView& batch, int group,
       {std::as_bytes(batch.tokens), tokens_},
       {std::as_bytes(batch.positions), positions_},
       {std::as_bytes(batch.kv_slots), kv_slots_},
-      {std::as_bytes(batch.block_tables), block_tables_},
       {std::as_bytes(batch.block_table_starts), block_table_starts_},
       {std::as_bytes(batch.logit_rows), logit_rows_},
       {std::as_bytes(std::span(blocks_)), query_blocks_},
+      {std::as_bytes(batch.block_tables), block_tables_},
   };
   size_t total = 0;
   for (const auto& part : parts) {
     part.offset = total;
     total += Align(part.bytes.size());
   }
-  if (absl::Status status = Reserve(total, driver); !status.ok()) {
+  if (absl::Status status = ReserveBytes(total, driver); !status.ok()) {
     return status;
   }
   for (const auto& part : parts) {
@@ -66,7 +66,15 @@ void CudaBatch::FindBlocks(const BatchView& batch, int group) {
   }
 }
 
-absl::Status CudaBatch::Reserve(size_t bytes, CudaDriver& driver) {
+absl::Status CudaBatch::Reserve(int64_t max_tokens, CudaDriver& driver) {
+  constexpr size_t kTokenBytes =
+      sizeof(int32_t) * 4 + sizeof(int64_t) + sizeof(cuda::QueryBlock);
+  constexpr size_t kTableBytes = 64 * sizeof(BlockId);
+  return ReserveBytes(
+      (max_tokens + 1) * (kTokenBytes + kTableBytes) + 8 * kAlignment, driver);
+}
+
+absl::Status CudaBatch::ReserveBytes(size_t bytes, CudaDriver& driver) {
   if (bytes <= pinned_.bytes()) return absl::OkStatus();
   const size_t size = std::max(bytes, 2 * pinned_.bytes());
   absl::StatusOr<Buffer> pinned = driver.AllocatePinned(size);
@@ -75,6 +83,7 @@ absl::Status CudaBatch::Reserve(size_t bytes, CudaDriver& driver) {
   if (!device.ok()) return device.status();
   pinned_ = *std::move(pinned);
   device_ = *std::move(device);
+  ++num_moves_;
   return absl::OkStatus();
 }
 

@@ -14,12 +14,20 @@ namespace binarymos {
 
 // Packs a batch and the queries that blocks of the attention kernel share into
 // one copy. Owns the memory on both sides, which grows to the largest batch and
-// stays. Confined to the backend's thread.
+// stays. Until it grows, batches of as many tokens, sequences, logit rows and
+// blocks of queries have their arrays at the same addresses. Confined to the
+// backend's thread.
 class CudaBatch {
  public:
   // Enqueues the copy. `group`: query heads per KV head, which decides the
   // blocks of queries. REQUIRES: the copy before has run.
   absl::Status Upload(const BatchView& batch, int group, CudaDriver& driver);
+
+  // Makes room for batches of `max_tokens` tokens with tables of 64 blocks
+  // each, or longer ones of fewer.
+  absl::Status Reserve(int64_t max_tokens, CudaDriver& driver);
+  // Times that the memory has moved.
+  int num_moves() const { return num_moves_; }
 
   int group() const { return group_; }  // of the last Upload; 0 before it
 
@@ -49,8 +57,9 @@ class CudaBatch {
                                       offset);
   }
   void FindBlocks(const BatchView& batch, int group);
-  absl::Status Reserve(size_t bytes, CudaDriver& driver);
+  absl::Status ReserveBytes(size_t bytes, CudaDriver& driver);
 
+  int num_moves_ = 0;
   int group_ = 0;
   int max_splits_ = 0;
   std::vector<cuda::QueryBlock> blocks_;
@@ -60,10 +69,10 @@ class CudaBatch {
   size_t tokens_ = 0;
   size_t positions_ = 0;
   size_t kv_slots_ = 0;
-  size_t block_tables_ = 0;
   size_t block_table_starts_ = 0;
   size_t logit_rows_ = 0;
   size_t query_blocks_ = 0;
+  size_t block_tables_ = 0;  // last: their length changes from step to step
 };
 
 }  // namespace binarymos

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -24,6 +25,13 @@ struct CudaDeviceInfo {
 struct CudaMemory {
   size_t free = 0;
   size_t total = 0;
+};
+
+// Operations that were recorded, to be run as one. Made by a CudaDriver, usable
+// with that driver; may go away while it runs.
+class CudaGraph {
+ public:
+  virtual ~CudaGraph() = default;
 };
 
 // One device and one stream on it: what is enqueued runs in order. Owned by
@@ -54,6 +62,13 @@ class CudaDriver {
 
   // Waits for everything enqueued.
   virtual absl::Status Synchronize() = 0;
+
+  // Between the two, Launch and Zero are recorded instead of enqueued; anything
+  // else fails and spoils the recording. Failures to record are not final: they
+  // leave the driver as it was before BeginCapture.
+  virtual absl::Status BeginCapture() = 0;
+  virtual absl::StatusOr<std::unique_ptr<CudaGraph>> EndCapture() = 0;
+  virtual absl::Status Replay(CudaGraph& graph) = 0;  // enqueued
 };
 
 }  // namespace binarymos

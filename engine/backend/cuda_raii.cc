@@ -58,6 +58,28 @@ CudaStream::~CudaStream() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
+absl::StatusOr<CudaGraphExec> CudaGraphExec::EndCapture(
+    const CudaStream& stream) {
+  cudaGraph_t graph = nullptr;
+  absl::Status status =
+      BINARYMOS_CUDA(cudaStreamEndCapture(stream.get(), &graph));
+  cudaGraphExec_t exec = nullptr;
+  if (status.ok()) {
+    status = BINARYMOS_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  }
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (!status.ok()) {
+    cudaGetLastError();  // what spoilt a recording is not sticky
+    return status;
+  }
+  return CudaGraphExec(exec);
+}
+
+CudaGraphExec::~CudaGraphExec() {
+  // Goes away after the launches that are under way.
+  if (exec_ != nullptr) cudaGraphExecDestroy(exec_);
+}
+
 absl::StatusOr<Buffer> AllocateDeviceBuffer(size_t bytes) {
   void* data = nullptr;
   const cudaError_t error = cudaMalloc(&data, std::max<size_t>(bytes, 1));

@@ -45,6 +45,28 @@ class CudaStream {
   cudaStream_t stream_ = nullptr;
 };
 
+// A graph that can be launched. Move-only.
+class CudaGraphExec {
+ public:
+  // Ends the capture in `stream` and instantiates what was recorded.
+  static absl::StatusOr<CudaGraphExec> EndCapture(const CudaStream& stream);
+
+  CudaGraphExec(CudaGraphExec&& other) noexcept
+      : exec_(std::exchange(other.exec_, nullptr)) {}
+  CudaGraphExec& operator=(CudaGraphExec&& other) noexcept {
+    std::swap(exec_, other.exec_);
+    return *this;
+  }
+  ~CudaGraphExec();
+
+  cudaGraphExec_t get() const { return exec_; }
+
+ private:
+  explicit CudaGraphExec(cudaGraphExec_t exec) : exec_(exec) {}
+
+  cudaGraphExec_t exec_ = nullptr;
+};
+
 // Memory on the current device, and page-locked host memory. Freed by the
 // Buffer, on any thread; freeing waits until the device is done with it.
 absl::StatusOr<Buffer> AllocateDeviceBuffer(size_t bytes);

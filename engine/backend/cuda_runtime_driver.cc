@@ -15,6 +15,15 @@ namespace {
 
 constexpr int kOldestMajor = 8;  // b1 MMA with .and.popc, cp.async
 
+class RuntimeGraph : public CudaGraph {
+ public:
+  explicit RuntimeGraph(CudaGraphExec exec) : exec_(std::move(exec)) {}
+  cudaGraphExec_t get() const { return exec_.get(); }
+
+ private:
+  CudaGraphExec exec_;
+};
+
 class CudaRuntimeDriver : public CudaDriver {
  public:
   CudaRuntimeDriver(CudaDeviceInfo info, CudaStream stream)
@@ -59,6 +68,24 @@ class CudaRuntimeDriver : public CudaDriver {
   }
   absl::Status Synchronize() override {
     return BINARYMOS_CUDA(cudaStreamSynchronize(stream_.get()));
+  }
+
+  absl::Status BeginCapture() override {
+    absl::Status status = SetDevice();
+    status.Update(BINARYMOS_CUDA(cudaStreamBeginCapture(
+        stream_.get(), cudaStreamCaptureModeThreadLocal)));
+    return status;
+  }
+  absl::StatusOr<std::unique_ptr<CudaGraph>> EndCapture() override {
+    absl::StatusOr<CudaGraphExec> exec = CudaGraphExec::EndCapture(stream_);
+    if (!exec.ok()) return exec.status();
+    return std::make_unique<RuntimeGraph>(*std::move(exec));
+  }
+  absl::Status Replay(CudaGraph& graph) override {
+    absl::Status status = SetDevice();
+    status.Update(BINARYMOS_CUDA(cudaGraphLaunch(
+        static_cast<RuntimeGraph&>(graph).get(), stream_.get())));
+    return status;
   }
 
  private:

@@ -1,6 +1,7 @@
 #include "engine/model/llama.h"
 
 #include <algorithm>
+#include <initializer_list>
 #include <utility>
 #include <vector>
 
@@ -25,45 +26,51 @@ void LlamaModel::Forward(const BatchView& batch, std::span<const KvLayer> kv,
                          const std::function<void()>& after_layer) {
   const Activations a = activations_.FirstRows(batch.num_tokens());
   const bool sum = sum_gates && has_router();
-  if (sum) backend_.Zero(gate_sums_.view());
-
-  backend_.Embed(*weights_.embed_tokens, a.hidden);
-  for (int layer = 0; layer < config_.num_layers; ++layer) {
-    const TensorView gates = sum ? gate_sums_.view().Row(layer) : TensorView{};
-    Layer(layer, a, kv[layer], gates);
-    if (after_layer) after_layer();
-  }
-  if (batch.num_logit_rows() == 0) return;
-  const TensorView last = a.normed.FirstRows(batch.num_logit_rows());
-  backend_.GatherLogitRows(a.hidden, last);
-  backend_.RmsNorm(last, weights_.final_norm.view(), config_.rms_norm_eps,
-                   last);
+  const RepeatKey key{this, kv[0].keys.data, sum ? 1 : 0};
+  backend_.Repeat(key, [&] {
+    if (sum) backend_.Zero(gate_sums_.view());
+    backend_.Embed(*weights_.embed_tokens, a.hidden);
+    for (int layer = 0; layer < config_.num_layers; ++layer) {
+      const TensorView gates =
+          sum ? gate_sums_.view().Row(layer) : TensorView{};
+      Layer(layer, a, kv[layer], gates);
+      if (after_layer) after_layer();
+    }
+    if (batch.num_logit_rows() == 0) return;
+    const TensorView last = a.normed.FirstRows(batch.num_logit_rows());
+    backend_.GatherLogitRows(a.hidden, last);
+    backend_.RmsNorm(last, weights_.final_norm.view(), config_.rms_norm_eps,
+                     last);
+  });
 }
 
 void LlamaModel::Layer(int layer, const Activations& a, const KvLayer& kv,
                        const TensorView& gates) {
   const LlamaLayerWeights& w = weights_.layers[layer];
   const RopeTable rope{rope_cos_.view(), rope_sin_.view()};
-  const auto linear = [&](const PackedLinear& weights, const TensorView& x,
-                          Output output, const TensorView& y) {
-    backend_.Linear(weights, x, output, y, gates);
+  const auto linears =
+      [&](std::initializer_list<Backend::LinearTask> normed_tasks) {
+        backend_.Linears({normed_tasks.begin(), normed_tasks.size()}, a.normed);
+      };
+  const auto add_linear = [&](const PackedLinear& weights, const TensorView& x,
+                              const TensorView& y) {
+    backend_.Linear(weights, x, Output::kAccumulate, y, gates);
   };
 
   backend_.RmsNorm(a.hidden, w.input_norm.view(), config_.rms_norm_eps,
                    a.normed);
-  linear(*w.q_proj, a.normed, Output::kStore, a.q);
-  linear(*w.k_proj, a.normed, Output::kStore, a.k);
-  linear(*w.v_proj, a.normed, Output::kStore, a.v);
+  linears({{w.q_proj.get(), a.q, gates},
+           {w.k_proj.get(), a.k, gates},
+           {w.v_proj.get(), a.v, gates}});
   backend_.RopeAndWriteKv(attention_shape_, rope, a.q, a.k, a.v, kv);
   backend_.Attention(attention_shape_, a.q, kv, a.attention);
-  linear(*w.o_proj, a.attention, Output::kAccumulate, a.hidden);
+  add_linear(*w.o_proj, a.attention, a.hidden);
 
   backend_.RmsNorm(a.hidden, w.post_attention_norm.view(), config_.rms_norm_eps,
                    a.normed);
-  linear(*w.gate_proj, a.normed, Output::kStore, a.gate);
-  linear(*w.up_proj, a.normed, Output::kStore, a.up);
+  linears({{w.gate_proj.get(), a.gate, gates}, {w.up_proj.get(), a.up, gates}});
   backend_.SwiGlu(a.gate, a.up, a.gate);
-  linear(*w.down_proj, a.gate, Output::kAccumulate, a.hidden);
+  add_linear(*w.down_proj, a.gate, a.hidden);
 }
 
 ConstTensorView LlamaModel::Logits(int begin, int end) {

@@ -31,7 +31,8 @@ class LlamaModel {
 
   // Computes the batch: writes keys and values of its tokens to `kv`
   // ([num_layers]) and leaves the final hidden states of batch.logit_rows
-  // behind for Logits. Calls `after_layer`, if it is set, after every layer.
+  // behind for Logits. Calls `after_layer`, if it is set, after every layer,
+  // or not at all where the backend replays a recording.
   // With `sum_gates`, gate_sums() is filled.
   // REQUIRES: between BeginStep(batch) and EndStep of the backend;
   // 1 <= batch.num_tokens() <= max_tokens.

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -132,7 +133,11 @@ TrainingCheckpoint Checkpoint(const nlohmann::json& config) {
 
 // --- The cases ---
 
-std::string CasesDir() { return BINARYMOS_GOLDEN_CASES; }
+// Of the environment where the test runs apart from the source.
+std::string CasesDir() {
+  const char* dir = std::getenv("BINARYMOS_GOLDEN_CASES");
+  return dir != nullptr ? dir : BINARYMOS_GOLDEN_CASES;
+}
 
 std::vector<std::string> CaseNames() {
   std::vector<std::string> names;
@@ -189,12 +194,18 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
     BINARYMOS_CHECK_EQ(report->num_zeros, 0);
   }
 
+  Logits Reference(bool kv_f32, uint32_t noise) {
+    return Compute(
+        {.device = "cpu", .num_threads = 2, .cpu_kernels = "reference"}, kv_f32,
+        noise);
+  }
+
   // The logits of all prompts, one after the other. `noise` 0: none.
-  Logits Compute(const std::string& kernels, bool kv_f32, uint32_t noise) {
+  Logits Compute(const BackendOptions& backend, bool kv_f32,
+                 uint32_t noise = 0) {
     TestModelOptions options;
     options.model_dir = target_ / "packed";
-    options.backend = {
-        .device = "cpu", .num_threads = 2, .cpu_kernels = kernels};
+    options.backend = backend;
     options.kv_f32 = kv_f32;
     options.num_blocks = 64;
     if (noise != 0) {
@@ -219,9 +230,8 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
   double Bound(const Logits& reference, bool kv_f32) {
     double noise = 0.0;
     for (uint32_t seed = 1; seed <= kNoiseRuns; ++seed) {
-      noise = std::max(
-          noise,
-          LargestDifference(Compute("reference", kv_f32, seed), reference));
+      noise = std::max(noise,
+                       LargestDifference(Reference(kv_f32, seed), reference));
     }
     return kSafety * noise;
   }
@@ -243,6 +253,27 @@ class GoldenTest : public ::testing::TestWithParam<std::string> {
     EXPECT_GT(num_decided, static_cast<int>(tokens_.size()) * 4 / 5);
   }
 
+  void ExpectNearGolden(const BackendOptions& backend,
+                        const Logits& reference) {
+    double variance = 0.0;
+    for (const float logit : golden_) variance += double{logit} * logit;
+    const double deviation =
+        std::sqrt(variance / static_cast<double>(golden_.size()));
+    for (const bool kv_f32 : {true, false}) {
+      const double bound = Bound(reference, kv_f32);
+      const Logits logits = Compute(backend, kv_f32);
+      const double difference = LargestDifference(logits, golden_);
+      std::printf(
+          "KV in %s: largest difference %.2e, bound %.2e, logits' "
+          "deviation %.2f\n",
+          kv_f32 ? "f32" : "f16", difference, bound, deviation);
+      EXPECT_LT(difference, bound);
+      // The bound says something: it is far below what logits differ by.
+      EXPECT_LT(bound, 0.05 * deviation);
+      ExpectSameTop(logits, bound);
+    }
+  }
+
   int64_t vocab_ = 0;
   std::vector<TokenId> tokens_;
   Logits golden_;
@@ -254,26 +285,19 @@ INSTANTIATE_TEST_SUITE_P(Cases, GoldenTest, ::testing::ValuesIn(CaseNames()),
                          [](const auto& test) { return test.param; });
 
 TEST_P(GoldenTest, TheEngineComputesWhatTheAuthorsModulesCompute) {
-  const Logits reference = Compute("reference", /*kv_f32=*/true, 0);
+  const Logits reference = Reference(/*kv_f32=*/true, 0);
   // Both round to float32 here and there.
   EXPECT_LT(LargestDifference(reference, golden_), 1e-4);
-  double variance = 0.0;
-  for (const float logit : golden_) variance += double{logit} * logit;
-  const double deviation =
-      std::sqrt(variance / static_cast<double>(golden_.size()));
-  for (const bool kv_f32 : {true, false}) {
-    const double bound = Bound(reference, kv_f32);
-    const Logits logits = Compute("auto", kv_f32, 0);
-    const double difference = LargestDifference(logits, golden_);
-    std::printf(
-        "KV in %s: largest difference %.2e, bound %.2e, logits' "
-        "deviation %.2f\n",
-        kv_f32 ? "f32" : "f16", difference, bound, deviation);
-    EXPECT_LT(difference, bound);
-    // The bound says something: it is far below what logits differ by.
-    EXPECT_LT(bound, 0.05 * deviation);
-    ExpectSameTop(logits, bound);
+  ExpectNearGolden({.device = "cpu", .num_threads = 2}, reference);
+}
+
+TEST_P(GoldenTest, TheCudaDeviceComputesWhatTheAuthorsModulesCompute) {
+  const BackendOptions cuda{.device = "cuda"};
+  const auto device = CreateBackend(cuda);
+  if (absl::IsUnavailable(device.status())) {
+    GTEST_SKIP() << device.status().message();
   }
+  ExpectNearGolden(cuda, Reference(/*kv_f32=*/true, 0));
 }
 
 }  // namespace

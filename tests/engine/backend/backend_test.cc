@@ -19,6 +19,7 @@
 #include "engine/kernels/cpu/cpu_kernels.h"
 #include "gtest/gtest.h"
 #include "tests/engine/cuda/emulated_driver.h"
+#include "tests/engine/kernels/kernel_test_util.h"
 
 namespace binarymos {
 namespace {
@@ -335,7 +336,7 @@ TEST_P(BackendTest, ASequenceDoesNotSeeItsNeighboursNorItsChunks) {
     }
     const std::vector<float> in_batch(all.begin() + r * kVocab,
                                       all.begin() + (r + 1) * kVocab);
-    EXPECT_EQ(last, in_batch) << "sequence " << r;
+    EXPECT_TRUE(SameBits(last, in_batch)) << "sequence " << r;
   }
 }
 
@@ -440,10 +441,10 @@ TEST_P(CudaBackendTest, WithEqualBitsTheLogitsAreThoseOfTheCpu) {
       SCOPED_TRACE(testing::Message() << bits << " bits, " << Name(kv));
       MiniModel cpu(TestBackend{"portable", 1, bits}, weights_, kv);
       MiniModel cuda(TestBackend{GetParam(), 1, bits}, weights_, kv);
-      EXPECT_EQ(cuda.Step(RaggedRows()), cpu.Step(RaggedRows()));
-      EXPECT_EQ(cuda.GateSums(), cpu.GateSums());
+      EXPECT_TRUE(SameBits(cuda.Step(RaggedRows()), cpu.Step(RaggedRows())));
+      EXPECT_TRUE(SameBits(cuda.GateSums(), cpu.GateSums()));
       const std::vector<Row> one = {{18, {7}, {2, 5}}};
-      EXPECT_EQ(cuda.Step(one), cpu.Step(one));
+      EXPECT_TRUE(SameBits(cuda.Step(one), cpu.Step(one)));
     }
   }
 }
@@ -499,8 +500,10 @@ TEST_P(CudaBackendTest, ALinearIsThatOfTheCpu) {
       SCOPED_TRACE(testing::Message() << shape.in << " to " << shape.out << ", "
                                       << tokens << " tokens");
       for (const Weights* weights : {&binary, &float16}) {
-        EXPECT_EQ(RunLinear(TestBackend{GetParam(), 1, 16}, *weights, tokens),
-                  RunLinear(TestBackend{"auto", 2, 16}, *weights, tokens));
+        EXPECT_TRUE(SameBits(
+            RunLinear(TestBackend{GetParam(), 1, 16}, *weights, tokens),
+            RunLinear(TestBackend{"auto", 2, 16}, *weights, tokens)))
+            << (weights == &binary ? "binary" : "float16");
       }
     }
   }
@@ -547,8 +550,9 @@ TEST_P(CudaBackendTest, AttentionIsThatOfTheCpu) {
     for (const auto& [context, count] :
          {std::pair{1, 1}, {300, 1}, {700, 40}}) {
       SCOPED_TRACE(testing::Message() << shape.head_dim << ", " << context);
-      EXPECT_EQ(RunAttention(TestBackend{GetParam()}, shape, context, count),
-                RunAttention(TestBackend{"auto"}, shape, context, count));
+      EXPECT_TRUE(
+          SameBits(RunAttention(TestBackend{GetParam()}, shape, context, count),
+                   RunAttention(TestBackend{"auto"}, shape, context, count)));
     }
   }
 }

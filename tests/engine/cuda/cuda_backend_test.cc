@@ -84,9 +84,9 @@ TEST_F(CudaBackendTest, DescribesItsDevice) {
 TEST_F(CudaBackendTest, AvailableMemoryLeavesToOthersWhatIsTheirs) {
   device_.total_memory = 1000 * kMiB;
   const auto backend = Create({.memory_utilization = 0.75});
-  EXPECT_EQ(Get(backend->AvailableMemory()), 750 * kMiB - 32 * kMiB);
+  EXPECT_EQ(Get(backend->AvailableMemory()), 750 * kMiB - 64 * kMiB);
   device_.used_memory = 500 * kMiB;
-  EXPECT_EQ(Get(backend->AvailableMemory()), 250 * kMiB - 32 * kMiB);
+  EXPECT_EQ(Get(backend->AvailableMemory()), 250 * kMiB - 64 * kMiB);
   device_.used_memory = 900 * kMiB;
   EXPECT_EQ(Get(backend->AvailableMemory()), 0u);
 }
@@ -223,6 +223,222 @@ TEST_F(CudaBackendTest, HeadsThatDoNotFitSharedMemoryAreRefusedWithAReason) {
   const absl::Status status = backend->EndStep();
   EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
   EXPECT_THAT(status.message(), HasSubstr("head_dim 512"));
+}
+
+// A decoder layer in miniature, its batch in device memory only.
+class MiniDecoder {
+ public:
+  static constexpr AttentionShape kShape{
+      .num_heads = 4, .num_kv_heads = 2, .head_dim = 16};
+  static constexpr int kMaxPositions = 1100, kMaxSeqs = 3, kWidth = 64;
+
+  explicit MiniDecoder(std::unique_ptr<CudaBackend> backend)
+      : backend_(std::move(backend)) {
+    const auto table = RandomHalves(5 * kWidth, 1);
+    LinearTensors embed{
+        .kind = LinearKind::kFloat16, .in_features = kWidth, .out_features = 5};
+    embed.weight = View(table, {5, kWidth});
+    embed_ = Get(backend_->Pack(embed));
+    const auto angles = RandomFloats(kMaxPositions * 8, 2);
+    angles_ = Get(backend_->Upload(View(angles, {kMaxPositions, 8})));
+    const Shape cache{kMaxSeqs * kBlocksPerSeq, 2, kBlockSize, 16};
+    const auto cells = RandomHalves(cache.num_elements(), 3);
+    keys_ = Get(backend_->Upload(View(cells, cache)));
+    values_ = Get(backend_->Upload(View(cells, cache)));
+    x_ = Get(backend_->Allocate(DType::kF32, Shape{kMaxSeqs, kWidth}));
+    out_ = Get(backend_->Allocate(DType::kF32, Shape{kMaxSeqs, kWidth}));
+    BINARYMOS_CHECK(backend_->Reserve(kMaxSeqs, kMaxSeqs).ok());
+    // The backend learns the shape of the attention.
+    Step({0, 0, 0});
+    num_calls_ = 0;
+  }
+
+  // A token at each position, a sequence each.
+  std::vector<float> Step(const std::vector<int>& positions) {
+    const auto count = static_cast<int64_t>(positions.size());
+    Batch batch(0, 0);
+    batch.starts.clear();
+    batch.context_lens.clear();
+    batch.table_starts.resize(1);
+    for (int s = 0; s < count; ++s) {
+      const int p = positions[s];
+      batch.tokens.push_back((p + s) % 5);
+      batch.positions.push_back(p);
+      batch.starts.push_back(s);
+      batch.context_lens.push_back(p + 1);
+      const int first = s * kBlocksPerSeq;
+      for (int i = 0; i * kBlockSize <= p; ++i)
+        batch.tables.push_back(first + i);
+      batch.slots.push_back(first * kBlockSize + p);
+      batch.table_starts.push_back(static_cast<int32_t>(batch.tables.size()));
+    }
+    batch.starts.push_back(static_cast<int32_t>(count));
+    const BatchView view{
+        batch.tokens,       batch.positions, batch.slots,        batch.starts,
+        batch.context_lens, batch.tables,    batch.table_starts, {}};
+    const TensorView x = x_.view().FirstRows(count);
+    const TensorView out = out_.view().FirstRows(count);
+    TensorView kv = x;  // its first half: 2 heads of 16
+    kv.shape = Shape{count, kWidth / 2};
+    backend_->BeginStep(view);
+    backend_->Repeat({this}, [&] {
+      ++num_calls_;
+      backend_->Zero(out);
+      backend_->Embed(*embed_, x);
+      backend_->RopeAndWriteKv(kShape, {angles_.view(), angles_.view()}, x, kv,
+                               kv, {keys_.view(), values_.view()});
+      backend_->Attention(kShape, x, {keys_.view(), values_.view()}, out);
+    });
+    std::vector<float> host(count * kWidth);
+    EXPECT_TRUE(backend_->ReadBack(out, std::span(host)).ok());
+    EXPECT_TRUE(backend_->EndStep().ok());
+    return host;
+  }
+
+  CudaBackend& backend() { return *backend_; }
+  int num_calls() const { return num_calls_; }
+
+ private:
+  static constexpr int kBlocksPerSeq = (kMaxPositions + 15) / 16;
+
+  std::unique_ptr<CudaBackend> backend_;
+  std::unique_ptr<PackedLinear> embed_;
+  Tensor angles_, keys_, values_, x_, out_;
+  int num_calls_ = 0;
+};
+
+TEST_F(CudaBackendTest,
+       AStepOfOneShapeIsRecordedOnceAndReplayedWithTheSameBits) {
+  MiniDecoder graphs(Create());
+  EmulatedDevice other;
+  MiniDecoder plain(
+      std::make_unique<CudaBackend>(std::make_unique<EmulatedDriver>(&other),
+                                    CudaBackendOptions{.graphs = false}));
+  for (const int p : {3, 4, 200, 255, 17}) {
+    EXPECT_TRUE(
+        SameBits(graphs.Step({p, 2 * p % 256}), plain.Step({p, 2 * p % 256})))
+        << p;
+  }
+  EXPECT_EQ(device_.num_captures, 1);
+  EXPECT_EQ(device_.num_replays, 4);
+  EXPECT_EQ(graphs.num_calls(), 2);
+  EXPECT_EQ(other.num_captures, 0);
+  EXPECT_TRUE(graphs.backend().graph_status().ok());
+}
+
+TEST_F(CudaBackendTest,
+       AReplayedStepCopiesOnceWaitsForItsResultAndAllocatesNot) {
+  MiniDecoder decoder(Create());
+  for (int p = 0; p < 3; ++p) decoder.Step({p, p});
+  const int allocations = device_.num_allocations;
+  const int copies = device_.num_copies_to_device;
+  const int waits = device_.num_waits;
+  const int launches = device_.num_launches;
+  for (int p = 3; p < 100; ++p) decoder.Step({p, p});
+  EXPECT_EQ(device_.num_allocations, allocations);
+  EXPECT_EQ(device_.num_copies_to_device - copies, 97);
+  EXPECT_EQ(device_.num_waits - waits, 2 * 97);  // ReadBack and EndStep
+  EXPECT_EQ(device_.num_launches, launches);
+}
+
+TEST_F(CudaBackendTest, AnotherShapeIsRecordedAnew) {
+  MiniDecoder graphs(Create());
+  EmulatedDevice other;
+  MiniDecoder plain(
+      std::make_unique<CudaBackend>(std::make_unique<EmulatedDriver>(&other),
+                                    CudaBackendOptions{.graphs = false}));
+  const auto expect_same = [&](const std::vector<int>& positions) {
+    EXPECT_TRUE(SameBits(graphs.Step(positions), plain.Step(positions)));
+  };
+  const struct {
+    std::vector<int> positions;
+    int captures;
+  } steps[] = {{{5}, 0},         {{6}, 1},       {{5, 6}, 1},
+               {{6, 7}, 2},      {{255, 7}, 2},  {{256, 7}, 2},
+               {{257, 8}, 3},    {{3, 500}, 3},   // still two splits
+               {{600, 4}, 3},    {{1023, 4}, 4},  // three and four: one bucket
+               {{800, 1000}, 4}, {{7}, 4},       {{8, 9}, 4}};
+  for (const auto& step : steps) {
+    expect_same(step.positions);
+    EXPECT_EQ(device_.num_captures, step.captures) << step.positions[0];
+  }
+}
+
+TEST_F(CudaBackendTest, StepsWithPromptsAreNotRecorded) {
+  const auto backend = Create();
+  for (int i = 0; i < 3; ++i) {
+    const Batch batch(0, 4);
+    int calls = 0;
+    backend->BeginStep(batch.view);
+    backend->Repeat({this}, [&] { ++calls; });
+    EXPECT_EQ(calls, 1);
+    EXPECT_TRUE(backend->EndStep().ok());
+  }
+  EXPECT_EQ(device_.num_captures, 0);
+}
+
+TEST_F(CudaBackendTest, AFailedRecordingEndsRecordingsAndNotTheStep) {
+  device_.refuse_capture = true;
+  MiniDecoder refused(Create());
+  EmulatedDevice other;
+  MiniDecoder plain(
+      std::make_unique<CudaBackend>(std::make_unique<EmulatedDriver>(&other),
+                                    CudaBackendOptions{.graphs = false}));
+  for (const int p : {1, 2, 3}) {
+    EXPECT_TRUE(SameBits(refused.Step({p}), plain.Step({p})));
+  }
+  EXPECT_EQ(device_.num_captures, 1);
+  EXPECT_EQ(device_.num_replays, 0);
+  EXPECT_THAT(refused.backend().graph_status().message(),
+              HasSubstr("not permitted"));
+}
+
+TEST_F(CudaBackendTest, OperationsThatCannotBeRecordedRunWithoutARecording) {
+  const auto backend = Create();
+  const auto layer = PackLayer(*backend, 64, 48);
+  ASSERT_TRUE(backend->Reserve(1, 1).ok());
+  // More rows than the batch has tokens: nothing was reserved for them.
+  const Tensor x = Get(backend->Allocate(DType::kF32, Shape{9, 64}));
+  const Tensor y = Get(backend->Allocate(DType::kF32, Shape{9, 48}));
+  const Batch batch(0, 1);
+  for (int i = 0; i < 2; ++i) {
+    const int rows = i == 0 ? 1 : 9;
+    backend->BeginStep(batch.view);
+    backend->Repeat({this}, [&] {
+      backend->Linear(*layer, x.view().FirstRows(rows), Backend::Output::kStore,
+                      y.view().FirstRows(rows), {});
+    });
+    EXPECT_TRUE(backend->EndStep().ok());
+  }
+  EXPECT_EQ(device_.num_captures, 1);
+  EXPECT_EQ(device_.num_replays, 0);
+  EXPECT_THAT(backend->graph_status().message(), HasSubstr("more rows"));
+}
+
+TEST_F(CudaBackendTest, AllocationsEndRecordings) {
+  MiniDecoder decoder(Create());
+  decoder.Step({1});
+  decoder.Step({2});
+  EXPECT_EQ(device_.num_captures, 1);
+  (void)Get(decoder.backend().Allocate(DType::kF32, Shape{1}));
+  decoder.Step({3});
+  EXPECT_EQ(device_.num_captures, 1);
+  decoder.Step({4});
+  EXPECT_EQ(device_.num_captures, 2);
+}
+
+TEST(CudaGraphsTest, TheLeastRecentlyUsedRecordingGoesFirst) {
+  CudaGraphs graphs;
+  const auto use = [&](int tokens) -> CudaGraphs::Entry& {
+    return graphs.Use({.num_tokens = tokens});
+  };
+  const auto max = static_cast<int>(CudaGraphs::kMaxEntries);
+  for (int i = 0; i < max; ++i) EXPECT_EQ(use(i).uses, 1);
+  EXPECT_EQ(use(0).uses, 2);    // now the most recent
+  EXPECT_EQ(use(max).uses, 1);  // in place of 1
+  EXPECT_EQ(use(0).uses, 3);
+  EXPECT_EQ(use(2).uses, 2);
+  EXPECT_EQ(use(1).uses, 1);
 }
 
 TEST_F(CudaBackendTest, AnOperationOutsideAStepIsFatal) {

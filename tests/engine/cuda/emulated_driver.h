@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 #include <variant>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -24,12 +25,26 @@ struct EmulatedDevice {
   size_t max_shared_bytes = 227 << 10;
   EmulatedOrder order = EmulatedOrder::kAscending;
   int launches_until_failure = -1;  // -1: never; then every call fails
+  bool refuse_capture = false;
 
   // Set by the driver.
   size_t used_memory = 0;
   int num_allocations = 0;  // ever
   int num_launches = 0;
   int num_merges = 0;  // of attention splits
+  int num_captures = 0;
+  int num_replays = 0;
+  int num_copies_to_device = 0;
+  int num_waits = 0;
+};
+
+// What was captured, in order.
+struct EmulatedGraph : CudaGraph {
+  struct Zero {
+    void* to;
+    size_t bytes;
+  };
+  std::vector<std::variant<cuda::Kernel, Zero>> operations;
 };
 
 // Runs everything inside its call, which is one of the orders that a stream may
@@ -57,22 +72,31 @@ class EmulatedDriver : public CudaDriver {
     }
     ++device_->num_allocations;
     device_->used_memory += bytes;
+    Spoil("an allocation").IgnoreError();
     return Garbage(bytes);
   }
   absl::StatusOr<Buffer> AllocatePinned(size_t bytes) override {
     ++device_->num_allocations;
+    Spoil("an allocation").IgnoreError();
     return Garbage(bytes);
   }
 
   absl::Status CopyToDevice(void* to, const void* from, size_t bytes) override {
+    if (capture_ != nullptr) return Spoil("a copy");
+    ++device_->num_copies_to_device;
     std::memcpy(to, from, bytes);
     return Health();
   }
   absl::Status CopyToHost(void* to, const void* from, size_t bytes) override {
+    if (capture_ != nullptr) return Spoil("a copy");
     std::memcpy(to, from, bytes);
     return Health();
   }
   absl::Status Zero(void* to, size_t bytes) override {
+    if (capture_ != nullptr) {
+      capture_->operations.push_back(EmulatedGraph::Zero{to, bytes});
+      return Health();
+    }
     std::memset(to, 0, bytes);
     return Health();
   }
@@ -80,15 +104,64 @@ class EmulatedDriver : public CudaDriver {
     ++device_->num_launches;
     if (device_->launches_until_failure > 0) --device_->launches_until_failure;
     if (absl::Status status = Health(); !status.ok()) return status;
+    if (capture_ != nullptr) {
+      capture_->operations.push_back(kernel);
+      return absl::OkStatus();
+    }
+    Run(kernel);
+    return absl::OkStatus();
+  }
+  absl::Status Synchronize() override {
+    if (capture_ != nullptr) return Spoil("waiting");
+    ++device_->num_waits;
+    return Health();
+  }
+
+  absl::Status BeginCapture() override {
+    ++device_->num_captures;
+    if (device_->refuse_capture) {
+      return absl::InternalError("CUDA: operation not permitted");
+    }
+    spoilt_ = absl::OkStatus();
+    capture_ = std::make_unique<EmulatedGraph>();
+    return Health();
+  }
+  absl::StatusOr<std::unique_ptr<CudaGraph>> EndCapture() override {
+    std::unique_ptr<EmulatedGraph> graph = std::move(capture_);
+    if (!spoilt_.ok()) return spoilt_;
+    return graph;
+  }
+  absl::Status Replay(CudaGraph& graph) override {
+    ++device_->num_replays;
+    if (capture_ != nullptr) return Spoil("a replay");
+    if (absl::Status status = Health(); !status.ok()) return status;
+    for (const auto& operation :
+         static_cast<EmulatedGraph&>(graph).operations) {
+      if (const auto* zero = std::get_if<EmulatedGraph::Zero>(&operation)) {
+        std::memset(zero->to, 0, zero->bytes);
+      } else {
+        Run(std::get<cuda::Kernel>(operation));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  void Run(const cuda::Kernel& kernel) {
     device_->num_merges +=
         std::holds_alternative<cuda::MergeAttention>(kernel) ? 1 : 0;
     std::visit([this](const auto& one) { RunEmulated(one, device_->order); },
                kernel);
-    return absl::OkStatus();
   }
-  absl::Status Synchronize() override { return Health(); }
 
- private:
+  // During a capture this operation is an error, as CUDA has it.
+  absl::Status Spoil(const char* what) {
+    if (capture_ == nullptr) return absl::OkStatus();
+    spoilt_.Update(absl::InternalError(
+        absl::StrCat("CUDA: ", what, " during a stream capture")));
+    return spoilt_;
+  }
+
   absl::Status Health() const {
     if (device_->launches_until_failure != 0) return absl::OkStatus();
     return absl::InternalError(
@@ -104,6 +177,8 @@ class EmulatedDriver : public CudaDriver {
 
   EmulatedDevice* device_;
   CudaDeviceInfo info_;
+  std::unique_ptr<EmulatedGraph> capture_;  // null: not capturing
+  absl::Status spoilt_;
 };
 
 }  // namespace binarymos
