@@ -4,6 +4,7 @@
 //   y = ((x ⊙ s_in) · sign(W)ᵀ) ⊙ s_out + bias
 //
 // Canonical arithmetic (DESIGN section 6), per token:
+//   x · gateᵀ is a GroupedDot() per expert (canonical_math.h);
 //   s_in[k]  = fma over the experts, ascending, from 0; s_out the same;
 //   u        = x ⊙ s_in, zero-padded to slices of 256;
 //   q        = u * (qmax / m) rounded to nearest even, m = max |u| of the

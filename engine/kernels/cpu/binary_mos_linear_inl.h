@@ -45,7 +45,9 @@ inline void Gates(const BinaryMosLayer& layer, const float* x, float* g) {
   }
   const int experts = layer.num_experts;
   const int64_t in = layer.in_features;
-  for (int e = 0; e < experts; ++e) g[e] = Dot(x, layer.gate + e * in, in);
+  for (int e = 0; e < experts; ++e) {
+    g[e] = GroupedDot(x, layer.gate + e * in, in);
+  }
   float max = g[0];
   for (int e = 1; e < experts; ++e) max = g[e] > max ? g[e] : max;
   float sum = 0.0f;
@@ -178,8 +180,8 @@ void Multiply(const BinaryMosLayer& layer, const BinaryMosTile& tile,
     for (int r = 0; r < kStripRows; ++r) totals[t][r] = 0.0f;
   }
   for (int group = 0; group < kSumGroups; ++group) {
-    const int64_t begin = group * num_slices / kSumGroups;
-    const int64_t end = (group + 1) * num_slices / kSumGroups;
+    const int64_t begin = GroupBegin(group, num_slices);
+    const int64_t end = GroupBegin(group + 1, num_slices);
     if (begin == end) continue;
     for (int64_t t = 0; t < tile.tokens; ++t) {
       for (int r = 0; r < kStripRows; ++r) sums[t][r] = 0.0f;

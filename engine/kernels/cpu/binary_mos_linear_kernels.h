@@ -20,17 +20,16 @@
 #include <cstdint>
 
 #include "engine/kernels/cpu/binary_mos_linear_layer.h"
+#include "engine/kernels/cpu/canonical_math.h"
 
 namespace binarymos::cpu {
 
-inline constexpr int kSliceInputs = 256;
 inline constexpr int kSliceGroups = kSliceInputs / 4;
 inline constexpr int kSlicePairs = kSliceInputs / 8;
 inline constexpr int kBlockRows = 64;
 inline constexpr int kBlockBytes = kSlicePairs * kBlockRows;  // of one slice
 inline constexpr int kStripBlocks = 2;
 inline constexpr int kStripRows = kStripBlocks * kBlockRows;
-inline constexpr int kSumGroups = 8;  // of slices, in the canonical order
 inline constexpr int kTwoLowBits = 7;
 inline constexpr int kThreeLowBits = 6;
 inline constexpr int kMaxDigits = 3;

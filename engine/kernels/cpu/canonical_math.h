@@ -9,6 +9,8 @@
 //
 // Lane i of a long sum holds elements i, i + 16, i + 32, ...; a tail is read as
 // if zeros followed it (the Partial loads), so there is no other code path.
+// Sums over a layer's inputs are cut into slices of 256 first, see
+// GroupedDot().
 //
 // Files compiled for AVX2 must not instantiate inline functions of the standard
 // library or of other headers: the linker could choose that copy for code that
@@ -28,9 +30,18 @@
 #endif
 
 namespace binarymos::cpu {
+
+// How the inputs of a layer are cut: GroupedDot() below, the binary linear.
+inline constexpr int kSliceInputs = 256;
+inline constexpr int kSumGroups = 8;  // of slices
+
 inline namespace BINARYMOS_CPU_ARCH {
 
 inline constexpr int kLanes = 16;
+// The first slice of a group; the group ends where the next begins.
+inline constexpr int64_t GroupBegin(int64_t group, int64_t num_slices) {
+  return group * num_slices / kSumGroups;
+}
 
 // a * b + c, rounded once.
 inline float Fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -323,6 +334,28 @@ inline float Dot(const A* a, const B* b, int64_t n) {
     sum = Fma(LoadAt(a, k, n), LoadAt(b, k, n), sum);
   }
   return ReduceAdd(sum);
+}
+
+// The same sum where K is the inputs of a layer (router, RMSNorm): a Dot() per
+// slice of 256, slices added ascending inside 8 contiguous groups, each from 0,
+// then the groups ascending. Many short chains, whose parts different
+// multiprocessors of a GPU can compute.
+template <typename A, typename B>
+inline float GroupedDot(const A* a, const B* b, int64_t n) {
+  const int64_t num_slices = (n + kSliceInputs - 1) / kSliceInputs;
+  float total = 0.0f;
+  for (int group = 0; group < kSumGroups; ++group) {
+    const int64_t end = GroupBegin(group + 1, num_slices);
+    float sum = 0.0f;
+    for (int64_t s = GroupBegin(group, num_slices); s < end; ++s) {
+      const int64_t first = s * kSliceInputs;
+      const int64_t left = n - first;
+      sum += Dot(a + first, b + first,
+                 left < kSliceInputs ? left : int64_t{kSliceInputs});
+    }
+    total += sum;
+  }
+  return total;
 }
 
 }  // namespace BINARYMOS_CPU_ARCH

@@ -26,7 +26,7 @@ inline void ExpRow(const float* x, float* out, int64_t n) {
 // out = (x * (1 / sqrt(mean(x²) + eps))) * weight
 inline void RmsNormRow(const float* x, const uint16_t* weight, float eps,
                        float* out, int64_t n) {
-  const float mean = Dot(x, x, n) / static_cast<float>(n);
+  const float mean = GroupedDot(x, x, n) / static_cast<float>(n);
   const Lanes16 scale = Set1(1.0f / Sqrt(mean + eps));
   for (int64_t k = 0; k < n; k += kLanes) {
     const Lanes16 normed = Mul(LoadAt(x, k, n), scale);

@@ -32,13 +32,12 @@
 
 #include <cstdint>
 
+#include "engine/kernels/cuda/canonical_math.h"
 #include "engine/kernels/cuda/device_code.h"
 
 namespace binarymos::cuda {
 
-inline constexpr int kSliceInputs = 256;
 inline constexpr int kSliceWords = kSliceInputs / 32;
-inline constexpr int kSumGroups = 8;  // of slices, in the canonical order
 inline constexpr int kMmaRows = 16;
 inline constexpr int kMmaColumns = 8;
 inline constexpr int kPaddedRows = 64;
@@ -108,10 +107,5 @@ struct PreparedSlice {
   float scale;  // m / qmax; 0: nothing to add; NaN: an input is not finite
   int32_t sum;  // of q
 };
-
-// The first slice of a group; the group ends where the next begins.
-BINARYMOS_DEVICE int64_t GroupBegin(int64_t group, int64_t num_slices) {
-  return group * num_slices / kSumGroups;
-}
 
 }  // namespace binarymos::cuda

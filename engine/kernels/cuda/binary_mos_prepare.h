@@ -8,15 +8,14 @@
 //
 // Threads. A block has one token and a part of its slices; every block of a
 // token computes the router anew, which is cheaper than waiting for another.
-// Router: 16 threads per expert, one canonical lane each, from shared memory in
-// chunks of 2,048 inputs. Then a warp per slice: thread l holds inputs l, l +
-// 32, ..., so that a ballot per bit and 32 inputs makes one word of a plane.
+// Router: four threads per expert and slice, four canonical lanes each, 64
+// sums at a time. Then a warp per slice: thread l holds inputs l, l + 32, ...,
+// so that a ballot per bit and 32 inputs makes one word of a plane.
 //
 // Bytes per token and block: 4 in (x, twice) + 2 E in (gate), plus 2 E in
 // (in_scale) and 2 in (planes, P = 16) per token. 4096 inputs, E = 4: 48 KiB
-// + 40 KiB, from L2 as a rule. Predicted for one token on an H200: 2.5 to 4 us,
-// of which the router's 256 dependent fma and its two waits for memory are
-// most.
+// + 40 KiB, from L2 as a rule. Predicted for one token on an H200: 2.2 to 3 us:
+// launch, two waits for memory, softmax, planes.
 #pragma once
 
 #include "engine/kernels/cuda/binary_mos_layout.h"
@@ -27,8 +26,6 @@ namespace binarymos::cuda {
 struct PrepareBinaryMos {
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / kWarp;
-  static constexpr int kChunk = 2048;    // inputs in shared memory
-  static constexpr int kRouterPass = 8;  // experts in shared memory
   static constexpr int kInputsPerThread = kSliceInputs / kWarp;
 
   const float* x = nullptr;            // [tokens, in]
@@ -54,8 +51,7 @@ struct PrepareBinaryMos {
         if (thread == 0) shared.gates[0] = 1.0f;
       });
     } else {
-      for (int e = 0; e < experts; e += kRouterPass) Route(block, shared, e);
-      Softmax(block, shared);
+      Route(block, shared);
     }
     block.Sync();
     if (block.y() == 0) {
@@ -74,85 +70,39 @@ struct PrepareBinaryMos {
 
  private:
   struct Shared {
-    alignas(16) float x[kChunk];
-    alignas(16) uint16_t gate[kRouterPass][kChunk];
-    float lanes[kRouterPass][kSumLanes];
+    GroupedSums<kMaxExperts> sums;
+    float logits[kMaxExperts];
+    float exps[kMaxExperts];
     float gates[kMaxExperts];
   };
 
-  // Logits of experts [first, first + kRouterPass).
+  // shared.gates, for threads past the next Sync().
   template <typename Block>
-  BINARYMOS_DEVICE void Route(Block& block, Shared& shared, int first) const {
-    const int count =
-        experts - first < kRouterPass ? experts - first : kRouterPass;
-    typename Block::template PerThread<float> sums;
-    block.ForEach([&](int thread) { sums[thread] = 0.0f; });
-    for (int64_t begin = 0; begin < in; begin += kChunk) {
-      const int size = in - begin < kChunk ? static_cast<int>(in - begin)
-                                           : static_cast<int>(kChunk);
-      block.Sync();  // everyone has read the chunk before
-      block.ForEach([&](int thread) {
-        StageChunk(block.x(), thread, begin, size, first, count, shared);
-      });
-      block.Sync();
-      block.ForEach([&](int thread) {
-        const int expert = thread / kSumLanes;
-        if (expert >= count) return;
-        float sum = sums[thread];
-        BINARYMOS_UNROLL_BY_16
-        for (int k = thread % kSumLanes; k < size; k += kSumLanes) {
-          sum = Fma(shared.x[k], ToFloat(shared.gate[expert][k]), sum);
-        }
-        // A tail counts as if zeros followed it.
-        if (size % kSumLanes != 0 && thread % kSumLanes >= size % kSumLanes) {
-          sum = Fma(0.0f, 0.0f, sum);
-        }
-        sums[thread] = sum;
-      });
-    }
+  BINARYMOS_DEVICE void Route(Block& block, Shared& shared) const {
+    const float* row = x + block.x() * in;
+    const auto product = [&](int expert, int64_t k, float* lanes) {
+      const Floats4 four = LoadPack<Floats4>(row + k);
+      const Halves4 weights = LoadPack<Halves4>(gate + expert * in + k);
+      BINARYMOS_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        lanes[i] = Fma(four.v[i], ToFloat(weights.v[i]), lanes[i]);
+      }
+    };
+    shared.sums.template Add<kThreads>(block, in, experts, product,
+                                       shared.logits);
+    block.Sync();
     block.ForEach([&](int thread) {
-      const int expert = thread / kSumLanes;
-      if (expert >= count) return;
-      shared.lanes[expert][thread % kSumLanes] = sums[thread];
+      if (thread >= experts) return;
+      float max = shared.logits[0];
+      for (int e = 1; e < experts; ++e) max = Larger(shared.logits[e], max);
+      shared.exps[thread] = Exp(shared.logits[thread] - max);
     });
     block.Sync();
     block.ForEach([&](int thread) {
-      if (thread < count) {
-        shared.gates[first + thread] = ReduceAdd(shared.lanes[thread]);
-      }
-    });
-  }
-
-  BINARYMOS_DEVICE void StageChunk(int64_t token, int thread, int64_t begin,
-                                   int size, int first, int count,
-                                   Shared& shared) const {
-    using Halves8 = Pack<uint16_t, 8>;
-    for (int i = 4 * thread; i < size; i += 4 * kThreads) {
-      *reinterpret_cast<Floats4*>(shared.x + i) =
-          LoadPack<Floats4>(x + token * in + begin + i);
-    }
-    for (int e = 0; e < count; ++e) {
-      for (int i = 8 * thread; i < size; i += 8 * kThreads) {
-        *reinterpret_cast<Halves8*>(shared.gate[e] + i) =
-            LoadPack<Halves8>(gate + (first + e) * in + begin + i);
-      }
-    }
-  }
-
-  template <typename Block>
-  BINARYMOS_DEVICE void Softmax(Block& block, Shared& shared) const {
-    block.Sync();
-    block.ForEach([&](int thread) {
-      if (thread != 0) return;
-      float* g = shared.gates;
-      float max = g[0];
-      for (int e = 1; e < experts; ++e) max = Larger(g[e], max);
+      if (thread >= experts) return;
       float sum = 0.0f;
-      for (int e = 0; e < experts; ++e) {
-        g[e] = Exp(g[e] - max);
-        sum += g[e];
-      }
-      for (int e = 0; e < experts; ++e) g[e] = g[e] / sum;
+      for (int e = 0; e < experts; ++e) sum += shared.exps[e];
+      shared.gates[thread] = shared.exps[thread] / sum;
     });
   }
 

@@ -1,7 +1,8 @@
 // The canonical f32 arithmetic of DESIGN section 6, one lane at a time:
 // engine/kernels/cpu/canonical_math.h has the definitions and the reasons. A
 // long sum has 16 strided lanes; here a thread holds one of them, or four
-// neighbours, or all.
+// neighbours, or all. Sums over a layer's inputs are cut into slices and groups
+// of slices.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,13 @@
 namespace binarymos::cuda {
 
 inline constexpr int kSumLanes = 16;
+inline constexpr int kSliceInputs = 256;
+inline constexpr int kSumGroups = 8;  // of slices
+
+// The first slice of a group; the group ends where the next begins.
+BINARYMOS_DEVICE int64_t GroupBegin(int64_t group, int64_t num_slices) {
+  return group * num_slices / kSumGroups;
+}
 
 // a > b ? a : b, so that b is the result if either is NaN.
 BINARYMOS_DEVICE float Larger(float a, float b) { return a > b ? a : b; }
@@ -81,5 +89,99 @@ BINARYMOS_DEVICE void ReduceAddInQuads(
     sums[thread] = (four.v[0] + four.v[2]) + (four.v[1] + four.v[3]);
   });
 }
+
+// Up to kMaxSums sums over the inputs of a layer, the same bits as
+// cpu::GroupedDot.
+template <int kMaxSums>
+class GroupedSums {
+ public:
+  // Sets totals[0 .. count - 1], in shared memory too, for the threads that
+  // have passed a Sync() after it. products(sum, k, lanes) does lanes[i] =
+  // Fma(a[k + i], b[k + i], lanes[i]) for four i, zeros past the end; k is a
+  // multiple of 4 below num_inputs. Four threads make the sum of a slice: a
+  // chain of 16, its loads in flight together.
+  template <int kThreads, typename Block, typename Products>
+  BINARYMOS_DEVICE void Add(Block& block, int64_t num_inputs, int count,
+                            Products products, float* totals) {
+    const int64_t num_slices = CeilDiv(num_inputs, kSliceInputs);
+    const int per_pass = kBuffer / count;
+    block.ForEach([&](int thread) {
+      for (int i = thread; i < kSumGroups * count; i += kThreads) {
+        groups_[i / count][i % count] = 0.0f;
+      }
+    });
+    for (int64_t first = 0; first < num_slices; first += per_pass) {
+      const int64_t left = num_slices - first;
+      const int slices = left < per_pass ? static_cast<int>(left) : per_pass;
+      block.Sync();  // everyone has read the pass before
+      for (int i = 0; i < slices * count; i += kThreads / 4) {
+        AddSlices(block, first, i, slices * count, count, num_inputs, products);
+      }
+      block.Sync();
+      block.ForEach([&](int thread) {
+        for (int i = thread; i < kSumGroups * count; i += kThreads) {
+          AddToGroup(i / count, i % count, first, first + slices, count,
+                     num_slices);
+        }
+      });
+    }
+    block.Sync();
+    block.ForEach([&](int thread) {
+      if (thread >= count) return;
+      float total = 0.0f;
+      BINARYMOS_UNROLL
+      for (int group = 0; group < kSumGroups; ++group) {
+        total += groups_[group][thread];
+      }
+      totals[thread] = total;
+    });
+  }
+
+ private:
+  static constexpr int kBuffer = 512;
+  static_assert(kMaxSums <= kBuffer);
+
+  // Slice sums begin, begin + 1, ... of a pass, a quad of threads each.
+  template <typename Block, typename Products>
+  BINARYMOS_DEVICE void AddSlices(Block& block, int64_t first, int begin,
+                                  int end, int count, int64_t num_inputs,
+                                  Products& products) {
+    typename Block::template PerThread<Floats4> lanes;
+    typename Block::template PerThread<float> sum;
+    block.ForEach([&](int thread) {
+      lanes[thread] = {};
+      const int i = begin + thread / 4;
+      if (i >= end) return;
+      const int64_t k = (first + i / count) * kSliceInputs + thread % 4 * 4;
+      BINARYMOS_UNROLL_BY_16
+      for (int step = 0; step < kSliceInputs; step += kSumLanes) {
+        if (k + step < num_inputs) {
+          products(i % count, k + step, lanes[thread].v);
+        }
+      }
+    });
+    ReduceAddInQuads(block, lanes, sum);
+    block.ForEach([&](int thread) {
+      const int i = begin + thread / 4;
+      if (thread % 4 == 0 && i < end) slices_[i] = sum[thread];
+    });
+  }
+
+  // Adds the slices [begin, end) that are in the group.
+  BINARYMOS_DEVICE void AddToGroup(int group, int sum, int64_t begin,
+                                   int64_t end, int count, int64_t num_slices) {
+    int64_t s = GroupBegin(group, num_slices);
+    if (s < begin) s = begin;
+    const int64_t group_end = GroupBegin(group + 1, num_slices);
+    float total = groups_[group][sum];
+    for (; s < end && s < group_end; ++s) {
+      total += slices_[(s - begin) * count + sum];
+    }
+    groups_[group][sum] = total;
+  }
+
+  float slices_[kBuffer];  // [slice of the pass][sum]
+  float groups_[kSumGroups][kMaxSums];
+};
 
 }  // namespace binarymos::cuda

@@ -2,12 +2,12 @@
 //
 // x, out [rows, hidden] f32 (may be the same), weight [hidden] f16
 //
-// Threads. A block per row; 16 threads sum the squares, a canonical lane each,
-// from shared memory in chunks; all of them scale.
+// Threads. A block per row; four threads sum the squares of a slice, in the
+// canonical order; all of them scale.
 //
 // Bytes per row: 8 hidden read (the second time from L1 or L2), 4 hidden
-// written, 2 hidden of weights. Predicted for one row of 4096 on an H200: 2.5
-// us; it is launch, two waits for memory and 256 dependent fma.
+// written, 2 hidden of weights. Predicted for one row of 4096 on an H200: 2 us;
+// it is launch and two waits for memory.
 #pragma once
 
 #include "engine/kernels/cuda/canonical_math.h"
@@ -17,7 +17,6 @@ namespace binarymos::cuda {
 
 struct RmsNorm {
   static constexpr int kThreads = 256;
-  static constexpr int kChunk = 4096;
 
   const float* x = nullptr;
   const uint16_t* weight = nullptr;
@@ -33,50 +32,39 @@ struct RmsNorm {
   BINARYMOS_DEVICE void operator()(Block& block) const {
     auto& shared = *static_cast<Shared*>(block.shared());
     const float* row = x + block.x() * hidden;
-    typename Block::template PerThread<float> sum;
-    block.ForEach([&](int thread) { sum[thread] = 0.0f; });
-    for (int64_t begin = 0; begin < hidden; begin += kChunk) {
-      const int64_t left = CeilDiv(hidden - begin, kSumLanes) * kSumLanes;
-      const int size = static_cast<int>(left < kChunk ? left : kChunk);
-      block.Sync();
-      block.ForEach([&](int thread) {
-        for (int i = thread; i < size; i += kThreads) {
-          shared.x[i] = begin + i < hidden ? row[begin + i] : 0.0f;
-        }
-      });
-      block.Sync();
-      block.ForEach([&](int thread) {
-        if (thread >= kSumLanes) return;
-        BINARYMOS_UNROLL_BY_16
-        for (int k = thread; k < size; k += kSumLanes) {
-          sum[thread] = Fma(shared.x[k], shared.x[k], sum[thread]);
-        }
-      });
-    }
-    block.ForEach([&](int thread) {
-      if (thread < kSumLanes) shared.lanes[thread] = sum[thread];
-    });
+    const auto square = [&](int, int64_t k, float* lanes) {
+      const Floats4 four = LoadFour(row, k);
+      BINARYMOS_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        lanes[i] = Fma(four.v[i], four.v[i], lanes[i]);
+      }
+    };
+    shared.sums.template Add<kThreads>(block, hidden, 1, square, &shared.sum);
     block.Sync();
     block.ForEach([&](int thread) {
-      if (thread != 0) return;
-      const float mean = ReduceAdd(shared.lanes) / static_cast<float>(hidden);
-      shared.scale = 1.0f / Sqrt(mean + eps);
-    });
-    block.Sync();
-    block.ForEach([&](int thread) {
+      const float mean = shared.sum / static_cast<float>(hidden);
+      const float scale = 1.0f / Sqrt(mean + eps);
       for (int64_t k = thread; k < hidden; k += kThreads) {
-        out[block.x() * hidden + k] =
-            row[k] * shared.scale * ToFloat(weight[k]);
+        out[block.x() * hidden + k] = row[k] * scale * ToFloat(weight[k]);
       }
     });
   }
 
  private:
   struct Shared {
-    float x[kChunk];
-    float lanes[kSumLanes];
-    float scale;
+    GroupedSums<1> sums;
+    float sum;
   };
+
+  // row[k .. k + 3], zeros past the end.
+  BINARYMOS_DEVICE Floats4 LoadFour(const float* row, int64_t k) const {
+    if (hidden % 4 == 0) return LoadPack<Floats4>(row + k);  // aligned
+    Floats4 four = {};
+    for (int i = 0; i < 4; ++i) {
+      if (k + i < hidden) four.v[i] = row[k + i];
+    }
+    return four;
+  }
 };
 
 }  // namespace binarymos::cuda

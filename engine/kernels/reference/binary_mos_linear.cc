@@ -14,7 +14,7 @@
 namespace binarymos::reference {
 namespace {
 
-constexpr int kSlice = 256;
+constexpr int64_t kSlice = 256;
 constexpr int kGroups = 8;
 constexpr int kLanes = 16;
 
@@ -72,12 +72,13 @@ float CanonicalExp(float value) {
   return std::ldexp(p, half) * std::ldexp(1.0f, exponent - half);
 }
 
-// Lane i holds the elements i, i + 16, ...; then lanes i and i + 8 are added, i
-// and i + 4, and so on.
-float CanonicalDot(const ConstTensorView& x, int64_t x_row,
-                   const ConstTensorView& gate, int64_t expert) {
+// A slice: lane i holds the elements i, i + 16, ...; then lanes i and i + 8 are
+// added, i and i + 4, and so on.
+float CanonicalSliceDot(const ConstTensorView& x, int64_t x_row,
+                        const ConstTensorView& gate, int64_t expert,
+                        int64_t begin, int64_t end) {
   std::array<float, kLanes> lanes = {};
-  for (int64_t k = 0; k < gate.shape[1]; ++k) {
+  for (int64_t k = begin; k < end; ++k) {
     float& lane = lanes[k % kLanes];
     lane = std::fma(static_cast<float>(At(x, x_row, k)),
                     static_cast<float>(At(gate, expert, k)), lane);
@@ -86,6 +87,24 @@ float CanonicalDot(const ConstTensorView& x, int64_t x_row,
     for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
   }
   return lanes[0];
+}
+
+// Slices ascending inside the groups, then the groups ascending.
+float CanonicalDot(const ConstTensorView& x, int64_t x_row,
+                   const ConstTensorView& gate, int64_t expert) {
+  const int64_t in = gate.shape[1];
+  const int64_t num_slices = (in + kSlice - 1) / kSlice;
+  float total = 0;
+  for (int64_t group = 0; group < kGroups; ++group) {
+    float sum = 0;
+    for (int64_t s = group * num_slices / kGroups;
+         s < (group + 1) * num_slices / kGroups; ++s) {
+      sum += CanonicalSliceDot(x, x_row, gate, expert, s * kSlice,
+                               std::min((s + 1) * kSlice, in));
+    }
+    total += sum;
+  }
+  return total;
 }
 
 std::vector<float> CanonicalGates(const BinaryMosWeights& weights,

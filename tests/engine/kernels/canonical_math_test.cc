@@ -151,6 +151,25 @@ TEST(Lanes16Test, DotSumsStridedLanesWithFma) {
   EXPECT_EQ(cpu::Dot(a.data(), b.data(), 75), lanes[0]);
 }
 
+TEST(Lanes16Test, GroupedDotSumsSlicesInsideGroupsAndThenGroups) {
+  for (const int64_t n : {1, 256, 257, 1000, 2048, 2049, 11008}) {
+    SCOPED_TRACE(n);
+    const std::vector<float> a = RandomFloats(n, 3);
+    const std::vector<float> b = RandomFloats(n, 4);
+    const int64_t slices = (n + 255) / 256;
+    float total = 0.0f;
+    for (int64_t group = 0; group < 8; ++group) {
+      float sum = 0.0f;
+      for (int64_t s = group * slices / 8; s < (group + 1) * slices / 8; ++s) {
+        sum += cpu::Dot(a.data() + 256 * s, b.data() + 256 * s,
+                        std::min<int64_t>(256, n - 256 * s));
+      }
+      total += sum;
+    }
+    EXPECT_EQ(cpu::GroupedDot(a.data(), b.data(), n), total);
+  }
+}
+
 TEST(Lanes16Test, MaxAndMinReturnTheSecondOperandForNan) {
   const auto first = [](const cpu::Lanes16& lanes) {
     float values[16];
