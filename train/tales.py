@@ -4,15 +4,14 @@
   train/tales.py --train fairy-tales.train.txt --valid fairy-tales.valid.txt \
       --work DIR --out models/tales
 
-Tokenizer, float teacher, BinaryMoS student, packed model, model card. A stage
-whose result lies in --work is not repeated, and one that was interrupted
-continues, so the command may be given again. Seeds are fixed: the same text,
-PyTorch and number of processes give the same model.
+Tokenizer, float teacher, BinaryMoS student, packed model, model card: minutes
+on a GPU, days on a CPU. A stage whose result lies in --work is not repeated,
+and one that was interrupted continues, so the command may be given again.
+Seeds are fixed.
 """
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -20,71 +19,74 @@ import time
 ROOM = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, ROOM)
 
-from binarymos_train import checkpoint, pack, quality  # noqa: E402
+from binarymos_train import checkpoint, pack, parallel, quality  # noqa: E402
 from binarymos_train.config import LlamaConfig  # noqa: E402
 
-# Input sizes are multiples of 256; 4.2 million parameters.
+# 19.6 million parameters, 18.0 of them in binary layers: 6.1 MB packed. Input
+# sizes are multiples of 256.
 CONFIG = LlamaConfig(
-    vocab_size=4096, hidden_size=256, intermediate_size=768,
-    num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=3072, hidden_size=512, intermediate_size=1536,
+    num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=2,
     max_position_embeddings=512, tie_word_embeddings=True)
-BATCH = 4  # windows of 512 tokens; one epoch of the text is 220 steps
-TEACHER = {"--steps": 2200, "--lr": 3e-3, "--dropout": 0.1,
-           "--weight-decay": 0.1, "--eval-every": 220, "--patience": 3,
+# Windows of 512 tokens; one epoch of the text is 57 steps.
+TEACHER = {"--steps": 1600, "--batch": 16, "--lr": 1e-3, "--dropout": 0.3,
+           "--weight-decay": 0.3, "--eval-every": 57, "--patience": 5,
            "--seed": 1}
-STUDENT = {"--steps": 1320, "--lr": 1e-3, "--eval-every": 220, "--seed": 2,
-           "--experts": 4}
+STUDENT = {"--steps": 2500, "--batch": 16, "--lr": 1e-3, "--eval-every": 125,
+           "--seed": 2, "--experts": 4}
 
 
-def train_tokenizer(text, folder):
+def train_tokenizer(text, folder, vocab_size):
     """sentencepiece BPE in the manner of LLaMA: bytes for what it does not
     know, text unchanged."""
     import sentencepiece
     sentencepiece.SentencePieceTrainer.train(
         input=text, model_prefix=os.path.join(folder, "tokenizer"),
-        vocab_size=CONFIG.vocab_size, model_type="bpe", byte_fallback=True,
+        vocab_size=vocab_size, model_type="bpe", byte_fallback=True,
         character_coverage=1.0, normalization_rule_name="identity",
         remove_extra_whitespaces=False, split_digits=True,
         max_sentence_length=100000, num_threads=1, minloglevel=2)
 
 
-def write_start(text, folder):
+def write_start(config, text, folder):
     """The directory that a teacher starts from."""
     if os.path.exists(os.path.join(folder, "config.json")):
         return
     os.makedirs(folder, exist_ok=True)
-    train_tokenizer(text, folder)
+    if not os.path.exists(os.path.join(folder, "tokenizer.model")):
+        train_tokenizer(text, folder, config.vocab_size)
     checkpoint.write_json(
         os.path.join(folder, "generation_config.json"),
-        {"bos_token_id": CONFIG.bos_token_id,
-         "eos_token_id": CONFIG.eos_token_id, "do_sample": True,
+        {"bos_token_id": config.bos_token_id,
+         "eos_token_id": config.eos_token_id, "do_sample": True,
          "temperature": 0.8})
     checkpoint.write_json(os.path.join(folder, "config.json"),
-                          CONFIG.to_json())
+                          config.to_json())
 
 
-# PyTorch 1.13's torchrun cannot read its own default for these two options on
-# Python 3.11; a rule for a process that does not exist leaves all alone.
-TORCHRUN = ["-m", "torch.distributed.run", "--rdzv_backend=c10d",
-            "--rdzv_endpoint=localhost:0", "--redirects", "9:1", "--tee",
-            "9:1"]
+def is_trained(out):
+    return os.path.exists(os.path.join(out, "model.safetensors"))
 
 
-def train(module, options, args, out):
-    """Runs a training command in `args.processes` processes of one thread
-    each, which do not wait for each other within an operator."""
-    if os.path.exists(os.path.join(out, "model.safetensors")):
-        return
-    command = [sys.executable, *TORCHRUN,
-               f"--nproc_per_node={args.processes}", "-m", module,
-               "--data", args.train, "--valid", args.valid, "--out", out,
-               "--batch", str(BATCH), "--device", "cpu",
-               "--checkpoint-every", "44", "--resume"]
-    command += [str(part) for pair in options.items() for part in pair]
+def start(module, options, args, out):
+    """A training command in a process of its own; None if it is done."""
+    if is_trained(out):
+        return None
+    command = [sys.executable, "-m", module, "--data", args.train, "--valid",
+               args.valid, "--out", out, "--device", args.device, "--resume"]
+    for name, value in options.items():
+        command += [name] if value is True else [name, str(value)]
     path = os.pathsep.join(filter(None, (ROOM, os.environ.get("PYTHONPATH"))))
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path)
-    print(f"== {module}", flush=True)
-    subprocess.run(command, check=True, env=environment)
+    print("==", *command[1:], flush=True)
+    return subprocess.Popen(command, env=dict(os.environ, PYTHONPATH=path))
+
+
+def finish(processes):
+    """Waits for training commands; raises if one failed."""
+    for process in filter(None, processes):
+        if process.wait():
+            raise SystemExit(f"{' '.join(process.args)}: status "
+                             f"{process.returncode}")
 
 
 CARD = """# tales
@@ -123,14 +125,14 @@ Tokenizer: sentencepiece BPE, {vocabulary} pieces, bytes for the rest. Hidden
 size {hidden}, {layers} layers, {heads} heads ({kv} for keys and values), inner
 size {inner}, tied embeddings, {window} positions.
 
-| | options | steps taken | time |
+| | options | steps taken | seconds |
 |---|---|---|---|
-| teacher | {teacher_options} | {teacher_steps} | {teacher_minutes:.0f} min |
-| student | {student_options} | {student_steps} | {student_minutes:.0f} min |
+| teacher | {teacher_options} | {teacher_steps} | {teacher_seconds:.0f} |
+| student | {student_options} | {student_steps} | {student_seconds:.0f} |
 
-{batch} windows of {window} tokens a step; {processes} process(es) of one CPU
-thread each. The student learns from the teacher only, as `train/README.md`
-states. Of each run, the model with the lowest held-out perplexity is kept.
+Windows of {window} tokens, on {machine}. The student learns from the teacher
+only, as `train/README.md` states. Of each run, the model with the lowest
+held-out perplexity is kept.
 
     train/tales.py --train TRAIN.txt --valid VALID.txt --work DIR --out models/tales
 
@@ -141,59 +143,95 @@ Apache-2.0, as the rest of the repository.
 
 
 def training_facts(folder):
-    """(steps, minutes) of a finished run."""
+    """(steps, seconds) of a finished run."""
     with open(os.path.join(folder, "training.txt"), encoding="utf-8") as file:
         facts = dict(line.rsplit(" ", 1) for line in file)
-    return int(facts["steps"]), float(facts["seconds"]) / 60
+    return int(facts["steps"]), float(facts["seconds"])
 
 
-def write_card(args, teacher, student, figures):
+def machine(device):
+    import torch
+    if parallel.pick_device(device).type == "cuda":
+        return f"one {torch.cuda.get_device_name()}"
+    return f"{torch.get_num_threads()} threads of a CPU"
+
+
+def write_card(args, runs, figures):
+    """`runs`: {"teacher" or "student": (directory, options)}."""
     facts = {}
-    for name, folder, options in (("teacher", teacher, TEACHER),
-                                  ("student", student, STUDENT)):
+    for name, (folder, options) in runs.items():
         facts[name] = figures[folder]
-        facts[name + "_steps"], facts[name + "_minutes"] = training_facts(
+        facts[name + "_steps"], facts[name + "_seconds"] = training_facts(
             folder)
         facts[name + "_options"] = " ".join(
-            f"`{key} {value}`" for key, value in options.items())
-    parameters = sum(p.numel()
-                     for p in checkpoint.load_model(teacher).parameters())
+            f"`{key}`" if value is True else f"`{key} {value}`"
+            for key, value in options.items())
+    teacher = checkpoint.load_model(runs["teacher"][0])
     card = CARD.format(
-        parameters=parameters / 1e6, window=CONFIG.max_position_embeddings,
+        parameters=sum(p.numel() for p in teacher.parameters()) / 1e6,
+        window=CONFIG.max_position_embeddings,
         vocabulary=CONFIG.vocab_size, hidden=CONFIG.hidden_size,
         layers=CONFIG.num_hidden_layers, heads=CONFIG.num_attention_heads,
         kv=CONFIG.num_key_value_heads, inner=CONFIG.intermediate_size,
-        batch=BATCH, processes=args.processes, **facts)
+        machine=machine(args.device), **facts)
     with open(os.path.join(args.out, "README.md"), "w",
               encoding="utf-8") as file:
         file.write(card)
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def add_arguments(parser):
     add = parser.add_argument
     add("--train", required=True, help="text, tales separated by blank lines")
     add("--valid", required=True, help="held-out text")
-    add("--work", required=True, help="checkpoints, teacher and student")
+    add("--work", required=True, help="checkpoints, teachers and students")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--steps", type=int, help="of every run, for a try")
+
+
+def run_options(args, recipe, **more):
+    """The options of a run: the recipe's, and those of this call."""
+    options = {**recipe, **more}
+    if args.steps:
+        options.update({"--steps": args.steps, "--eval-every": args.steps})
+    return options
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add_arguments(parser)
+    add = parser.add_argument
     add("--out", required=True, help="the packed model")
-    add("--processes", type=int, default=2, choices=(1, 2, 4))
+    add("--max-seconds", type=float, nargs=2, default=(0, 0),
+        metavar=("TEACHER", "STUDENT"),
+        help="the learning rate reaches zero by then (default: any)")
     return parser.parse_args()
 
 
 def main():
     args = parse_arguments()
-    start, teacher, student = (os.path.join(args.work, name)
+    begin, teacher, student = (os.path.join(args.work, name)
                                for name in ("start", "teacher", "student"))
     began = time.monotonic()
-    write_start(args.train, start)
-    train("binarymos_train.teacher", {"--config": start, **TEACHER}, args,
-          teacher)
-    train("binarymos_train", {"--teacher": teacher, **STUDENT}, args, student)
+    on_gpu = parallel.pick_device(args.device).type == "cuda"
+    more = {"--bf16": True} if on_gpu else {}
+    runs = {}
+    for name, folder, recipe, limit in zip(
+            ("teacher", "student"), (teacher, student), (TEACHER, STUDENT),
+            args.max_seconds):
+        runs[name] = (folder, run_options(
+            args, recipe, **more, **({"--max-seconds": limit} if limit
+                                     else {})))
+    write_start(CONFIG, args.train, begin)
+    finish([start("binarymos_train.teacher",
+                  {"--config": begin, **runs["teacher"][1]}, args, teacher)])
+    finish([start("binarymos_train",
+                  {"--teacher": teacher, **runs["student"][1]}, args,
+                  student)])
     pack.main([student, args.out])
     figures = quality.main([teacher, student, "--train", args.train,
-                            "--valid", args.valid])
-    write_card(args, teacher, student, figures)
+                            "--valid", args.valid, "--device", args.device])
+    write_card(args, runs, figures)
     print(f"{time.monotonic() - began:.0f} s in this call", flush=True)
 
 

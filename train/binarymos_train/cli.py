@@ -40,6 +40,9 @@ def add_arguments(parser, lr, weight_decay, clip):
         help="default: ten times in the run")
     add("--resume", action="store_true",
         help="continue from the checkpoint in --out, if there is one")
+    add("--max-seconds", type=float, default=0.0, metavar="SECONDS",
+        help="stop after this time of training; the learning rate reaches "
+        "zero then (default: any)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--bf16", action="store_true", help="autocast to bfloat16")
     add("--fsdp", action="store_true",
@@ -68,7 +71,8 @@ class Job:
             weight_decay=args.weight_decay, clip=args.clip, seed=args.seed,
             eval_every=(args.eval_every or tenth) if args.valid else 0,
             patience=args.patience,
-            checkpoint_every=args.checkpoint_every or tenth, bf16=args.bf16)
+            checkpoint_every=args.checkpoint_every or tenth, bf16=args.bf16,
+            max_seconds=args.max_seconds)
         tokens = read_tokens(args.data, model_dir)
         self.windows = Windows(tokens, window, args.seed)
         self.evaluate = None

@@ -47,6 +47,17 @@ def rotate(x, cos, sin):
     return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
 
 
+def causal_attention(q, k, v):
+    """q, k and v: [batch, heads, tokens, head_dim]."""
+    if hasattr(F, "scaled_dot_product_attention"):  # PyTorch 2
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    tokens = q.shape[2]
+    mask = torch.full((tokens, tokens), float("-inf"), device=q.device)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    scores = F.softmax(scores + mask.triu(1), dim=-1, dtype=torch.float32)
+    return scores.to(v.dtype) @ v
+
+
 class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
@@ -64,7 +75,7 @@ class Attention(nn.Module):
         x = x.view(batch, tokens, -1, self.config.head_dim)
         return x.transpose(1, 2)
 
-    def forward(self, x, rope, mask):
+    def forward(self, x, rope):
         batch, tokens, size = x.shape
         q = rotate(self.heads(self.q_proj(x)), *rope)
         k = rotate(self.heads(self.k_proj(x)), *rope)
@@ -73,9 +84,7 @@ class Attention(nn.Module):
         if group > 1:
             k = k.repeat_interleave(group, dim=1)
             v = v.repeat_interleave(group, dim=1)
-        scores = (q * self.config.head_dim ** -0.5) @ k.transpose(-1, -2)
-        scores = F.softmax(scores + mask, dim=-1, dtype=torch.float32)
-        y = scores.to(v.dtype) @ v
+        y = causal_attention(q, k, v)
         return self.o_proj(y.transpose(1, 2).reshape(batch, tokens, size))
 
 
@@ -101,9 +110,9 @@ class DecoderLayer(nn.Module):
         self.mlp = Mlp(config)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, rope, mask):
+    def forward(self, x, rope):
         x = x + self.dropout(
-            self.self_attn(self.input_layernorm(x), rope, mask))
+            self.self_attn(self.input_layernorm(x), rope))
         return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -157,12 +166,10 @@ class Llama(nn.Module):
             raise ValueError(f"{count} tokens, but the model has "
                              f"{self.config.max_position_embeddings} positions")
         rope = rotary_table(self.config, count, tokens.device)
-        mask = torch.full((count, count), float("-inf"),
-                          device=tokens.device).triu(1)
         x = decoder.dropout(decoder.embed_tokens(tokens))
         hidden = []
         for layer in decoder.layers:
-            x = layer(x, rope, mask)
+            x = layer(x, rope)
             hidden.append(x)
         hidden[-1] = decoder.norm(x)
         return self.head(hidden[-1]), hidden

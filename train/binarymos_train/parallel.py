@@ -21,7 +21,7 @@ class Processes:
         pass
 
     def average(self, value):
-        return float(value)
+        return value
 
     def full_state(self, model, optimizer):
         """State dictionaries to write, complete on rank 0."""
@@ -65,7 +65,7 @@ class DataParallel(Processes):
     def average(self, value):
         value = value.clone()
         dist.all_reduce(value)
-        return float(value) / self.count
+        return value / self.count
 
 
 def from_environment(device):

@@ -10,6 +10,9 @@ from .checkpoint import load_model
 from .data import load_tokenizer
 
 
+_TOKENS_AT_ONCE = 2048
+
+
 def perplexity(model, tokens, window):
     """exp of the mean, over full non-overlapping windows, of each window's
     mean negative log-likelihood. The tokens after the last full window do not
@@ -24,10 +27,12 @@ def perplexity(model, tokens, window):
     model.eval()
     total = 0.0
     with torch.no_grad():
-        for row in rows:
-            row = row[None].to(device)
-            logits = model(row)[0][0, :-1].float()
-            total += float(F.cross_entropy(logits, row[0, 1:]))
+        for some in rows.split(max(1, _TOKENS_AT_ONCE // window)):
+            some = some.to(device)
+            logits = model(some)[0][:, :-1].float()
+            # Windows have one length, so their mean is the mean of them all.
+            total += len(some) * float(F.cross_entropy(
+                logits.flatten(0, 1), some[:, 1:].flatten()))
     model.train(training)
     return math.exp(total / count)
 

@@ -7,6 +7,7 @@ import re
 
 import torch
 
+from . import parallel
 from .checkpoint import load_model
 from .data import load_tokenizer
 from .perplexity import perplexity, read_protocol_tokens
@@ -32,14 +33,14 @@ def sample(model, prompts, count, temperature, seed, eos):
     """[len(prompts), count] new token ids; the end of a text is never drawn.
     Rows advance together, so prompts must have one length."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.tensor(prompts)
+    tokens = torch.tensor(prompts, device=next(model.parameters()).device)
     with torch.no_grad():
         for _ in range(count):
             logits = model(tokens)[0][:, -1] / temperature
             logits[:, eos] = float("-inf")
-            drawn = torch.multinomial(logits.softmax(-1), 1,
+            drawn = torch.multinomial(logits.softmax(-1).cpu(), 1,
                                       generator=generator)
-            tokens = torch.cat((tokens, drawn), dim=1)
+            tokens = torch.cat((tokens, drawn.to(tokens.device)), dim=1)
     return tokens[:, -count:].tolist()
 
 
@@ -66,6 +67,7 @@ def sample_report(model, tokenizer, known, args):
 def measure(path, args):
     """The figures of one model, and its sampled texts."""
     model, tokenizer = load_model(path).eval(), load_tokenizer(path)
+    model.to(parallel.pick_device(args.device))
     window = min(2048, model.config.max_position_embeddings)
     train, valid = (
         perplexity(model, read_protocol_tokens(file, path), window)
@@ -88,6 +90,7 @@ def parse_arguments(argv):
     add("--tokens", type=int, default=128)
     add("--temperature", type=float, default=0.8)
     add("--seed", type=int, default=0)
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--show", type=int, default=0, help="samples to print")
     args = parser.parse_args(argv)
     if args.samples < len(PROMPTS) or args.samples % len(PROMPTS):

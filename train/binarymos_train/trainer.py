@@ -27,6 +27,7 @@ class TrainOptions:
     patience: int = 0            # evaluations without a better one; 0: any
     checkpoint_every: int = 0    # steps; 0: never
     bf16: bool = False           # autocast
+    max_seconds: float = 0.0     # of training, evaluations included; 0: any
 
     def validate(self, num_processes):
         if self.batch % (self.micro_batch * num_processes):
@@ -35,15 +36,28 @@ class TrainOptions:
                 f"{self.micro_batch} times {num_processes} processes")
         if self.patience and not self.eval_every:
             raise ValueError("--patience needs --eval-every")
+        if self.max_seconds and num_processes > 1:
+            raise ValueError("--max-seconds needs a single process: the clocks "
+                             "of several do not agree")
 
 
-def learning_rate(options, step):
-    """Linear warm-up, then a cosine that ends at zero after the last step."""
+def learning_rate(options, step, seconds=0.0):
+    """Linear warm-up, then a cosine that ends at zero after the last step, or
+    after `max_seconds` if the steps are slower than that."""
     warmup = max(1, round(options.warmup * options.steps))
     if step < warmup:
         return options.lr * (step + 1) / warmup
     done = (step - warmup) / max(1, options.steps - warmup)
+    if options.max_seconds:
+        done = max(done, min(1.0, seconds / options.max_seconds))
     return options.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def to_device(rows, device):
+    """A GPU copies while it still computes the step before."""
+    if device.type != "cuda":
+        return rows.to(device)
+    return rows.pin_memory().to(device, non_blocking=True)
 
 
 class Trainer:
@@ -66,9 +80,14 @@ class Trainer:
         others = [p for p in self.trained if p.dim() != 2]
         groups = [{"params": matrices, "weight_decay": options.weight_decay},
                   {"params": others, "weight_decay": 0.0}]
+        on_gpu = self.trained[0].device.type == "cuda"
+        # One kernel for all parameters where there is one.
+        fused = {"fused": True} if on_gpu else {}
         self.optimizer = torch.optim.AdamW(
             [g for g in groups if g["params"]], lr=options.lr,
-            betas=(0.9, 0.95))
+            betas=(0.9, 0.95), **fused)
+        # Reading a loss waits for the GPU, so there it is done now and then.
+        self.check_every = 50 if on_gpu else 1
         self.step = 0
         self.seconds = 0.0
         self.best = math.inf
@@ -79,7 +98,7 @@ class Trainer:
 
     def gradients(self):
         """Leaves the mean gradient of the step in `.grad`; returns the means
-        of the loss's parts."""
+        of the loss's parts, which are tensors still."""
         options, processes = self.options, self.processes
         count = options.batch // (options.micro_batch * processes.count)
         device = self.trained[0].device
@@ -90,7 +109,8 @@ class Trainer:
             # Dropout too depends on (seed, step, micro-batch) only.
             torch.manual_seed((options.seed << 44) + (self.step << 12) + micro)
             first = self.step * options.batch + micro * options.micro_batch
-            rows = self.windows.batch(first, options.micro_batch).to(device)
+            rows = to_device(self.windows.batch(first, options.micro_batch),
+                             device)
             with torch.autocast(device.type, torch.bfloat16,
                                 enabled=options.bf16):
                 loss, parts = self.loss_of(self.model, rows)
@@ -106,13 +126,19 @@ class Trainer:
         if self.options.clip:
             torch.nn.utils.clip_grad_norm_(self.trained, self.options.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.options, self.step)
+            group["lr"] = learning_rate(self.options, self.step, self.seconds)
         self.optimizer.step()
         self.step += 1
+        if self.step % self.check_every == 0:
+            self.check_finite(parts)
+        return parts
+
+    def check_finite(self, parts):
+        """A loss that was not finite once stays so."""
+        parts = {name: float(value) for name, value in parts.items()}
         if not all(math.isfinite(value) for value in parts.values()):
             raise FloatingPointError(
                 f"loss is {parts} in step {self.step}: lower --lr, or --clip")
-        return parts
 
     # -- checkpoints ------------------------------------------------------
 
@@ -168,30 +194,38 @@ class Trainer:
     # -- the loop ---------------------------------------------------------
 
     def run(self):
-        """Trains to the last step, or until patience runs out."""
+        """Trains to the last step, or until patience or time runs out."""
         options = self.options
         self.model.train()
         progress = Progress(options, self.processes)
-        going = not options.patience or self.worse < options.patience
+        going = (not options.patience or self.worse < options.patience) \
+            and not self.late()
         while self.step < options.steps and going:
             began = time.monotonic()
             parts = self.train_step()
-            last = self.step == options.steps
+            spent = self.seconds + time.monotonic() - began
+            last = self.step == options.steps or self.late(spent)
             if self.evaluate and options.eval_every and (
                     last or self.step % options.eval_every == 0):
                 going = self._keep_if_best()
             self.seconds += time.monotonic() - began
+            going = going and not last
             progress.report(self.step, parts,
-                            learning_rate(options, self.step - 1))
+                            learning_rate(options, self.step - 1, spent), last)
             if options.checkpoint_every and (
-                    last or not going
-                    or self.step % options.checkpoint_every == 0):
+                    not going or self.step % options.checkpoint_every == 0):
+                self.check_finite(parts)
                 self.save_checkpoint()
         if os.path.exists(self._path("best.pt")) and self.evaluate:
             self.processes.load_full_model(
                 self.model, torch.load(self._path("best.pt"),
                                        map_location="cpu"))
         self.model.eval()
+
+    def late(self, seconds=None):
+        """Whether `max_seconds` have been spent."""
+        seconds = self.seconds if seconds is None else seconds
+        return 0 < self.options.max_seconds <= seconds
 
     def _say(self, text):
         if self.processes.rank == 0:
@@ -208,9 +242,8 @@ class Progress:
         self.interval = 0.5 if self.terminal else interval
         self.mark = None  # (step, time) of the last report
 
-    def report(self, step, parts, lr):
+    def report(self, step, parts, lr, last):
         now = time.monotonic()
-        last = step == self.options.steps
         if self.mark is None:
             self.mark = (step, now)
         if self.quiet or (now - self.mark[1] < self.interval and not last):
@@ -220,7 +253,7 @@ class Progress:
         pace = steps / seconds if seconds > 0 else float("nan")
         speed = pace * self.options.batch * self.options.window
         to_go = (self.options.steps - step) / pace if steps else float("nan")
-        losses = " ".join(f"{k} {v:.4f}" for k, v in parts.items())
+        losses = " ".join(f"{k} {float(v):.4f}" for k, v in parts.items())
         eta = "?" if math.isnan(to_go) else \
             f"{int(to_go // 60)}:{int(to_go % 60):02d}"
         line = (f"step {step}/{self.options.steps} {losses} lr {lr:.2e} "
