@@ -138,7 +138,7 @@ class TrainerTest(unittest.TestCase):
 
     def test_refuses_a_time_limit_for_several_processes(self):
         with self.assertRaisesRegex(ValueError, "single process"):
-            options(max_seconds=1.0).validate(num_processes=2)
+            options(max_seconds=1.0, micro_batch=1).validate(2)
 
     def test_refuses_to_resume_with_other_options(self):
         self.trainer(steps=2, checkpoint_every=1).run()
