@@ -33,7 +33,8 @@ LlamaRunner::LlamaRunner(Backend& backend, LlamaModel& model, KvCache& kv_cache,
       sampler_threads_(options.num_sampler_threads),
       scratch_(options.num_sampler_threads),
       host_logits_(static_cast<size_t>(model.limits().max_logit_rows) *
-                   model.config().vocab_size) {}
+                   model.config().vocab_size),
+      host_ids_(model.limits().max_logit_rows) {}
 
 void LlamaRunner::AddSequence(SlotId slot, const SequenceInit& init) {
   sampler_.AddSequence(slot, init);
@@ -128,10 +129,10 @@ absl::Status LlamaRunner::Compute(const BatchPlan& plan,
   const int chunk = model_.limits().max_logit_rows;
   for (int begin = 0; begin < num_rows; begin += chunk) {
     const int end = std::min(num_rows, begin + chunk);
-    if (absl::Status status = ProcessLogits(plan, batch, begin, end);
-        !status.ok()) {
-      return status;
-    }
+    const absl::Status status = OnlyLargestWanted(plan, begin, end)
+                                    ? TakeLargest(plan, begin, end)
+                                    : ProcessLogits(plan, batch, begin, end);
+    if (!status.ok()) return status;
     if (progress_) progress_();
   }
   if (sum_gates && model_.gate_sums()) {
@@ -140,6 +141,35 @@ absl::Status LlamaRunner::Compute(const BatchPlan& plan,
     }
   }
   return backend_.EndStep();
+}
+
+bool LlamaRunner::OnlyLargestWanted(const BatchPlan& plan, int begin,
+                                    int end) const {
+  return std::all_of(
+      plan_rows_.begin() + begin, plan_rows_.begin() + end, [&](int plan_row) {
+        const BatchRow& row = plan.rows[plan_row];
+        return row.sample && row.num_logprobs < 0 &&
+               row.num_prompt_logprobs < 0 && row.allowed_tokens.empty() &&
+               sampler_.TakesLargest(row.slot);
+      });
+}
+
+absl::Status LlamaRunner::TakeLargest(const BatchPlan& plan, int begin,
+                                      int end) {
+  const std::span<int32_t> ids(host_ids_.data(), end - begin);
+  if (absl::Status status = backend_.ArgMax(model_.Logits(begin, end), ids);
+      !status.ok()) {
+    return status;
+  }
+  for (int i = begin; i < end; ++i) {
+    if (ids[i - begin] < 0) {
+      not_finite_[i] = 1;
+      continue;
+    }
+    result_.rows[plan_rows_[i]].token = ids[i - begin];
+    sampler_.AcceptLargest(plan.rows[plan_rows_[i]].slot);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status LlamaRunner::ProcessLogits(const BatchPlan& plan,

@@ -25,9 +25,11 @@ struct LlamaRunnerOptions {
 };
 
 // Flattens a plan, runs the model and samples, all inside Submit: one step in
-// flight. Logits travel to the host in chunks of at most max_logit_rows rows,
-// so a long prompt whose log-probabilities are wanted takes time but no memory.
-// Confined to the serving-loop thread; backend, model and cache outlive it.
+// flight. Where every row of a chunk takes the largest logit, the backend finds
+// it and only token ids come back. Else logits travel to the host in chunks of
+// at most max_logit_rows rows, so a long prompt whose log-probabilities are
+// wanted takes time but no memory. Confined to the serving-loop thread;
+// backend, model and cache outlive it.
 class LlamaRunner : public ModelRunner {
  public:
   LlamaRunner(Backend& backend, LlamaModel& model, KvCache& kv_cache,
@@ -52,6 +54,10 @@ class LlamaRunner : public ModelRunner {
   // Readies result_ and reports what carried logits say of first positions.
   void StartResult(const BatchPlan& plan, const BatchView& batch);
   absl::Status Compute(const BatchPlan& plan, const BatchView& batch);
+  // Whether the largest logit is all that is wanted of logits [begin, end).
+  bool OnlyLargestWanted(const BatchPlan& plan, int begin, int end) const;
+  // Lets the backend find the tokens of logits [begin, end).
+  absl::Status TakeLargest(const BatchPlan& plan, int begin, int end);
   // Reads back logits [begin, end) of the batch and uses them up.
   absl::Status ProcessLogits(const BatchPlan& plan, const BatchView& batch,
                              int begin, int end);
@@ -84,6 +90,7 @@ class LlamaRunner : public ModelRunner {
   std::vector<int> plan_rows_;       // [num_logit_rows] rows of the plan
   std::vector<uint8_t> not_finite_;  // [num_logit_rows]
   std::vector<float> host_logits_;   // [max_logit_rows, vocab]
+  std::vector<int32_t> host_ids_;    // [max_logit_rows]
 };
 
 }  // namespace binarymos

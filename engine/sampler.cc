@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "engine/core/check.h"
 #include "engine/core/philox.h"
@@ -335,12 +336,29 @@ void Sampler::RemoveSequence(SlotId slot) {
   sequence.seen.clear();
 }
 
-Sampler::Sequence& Sampler::At(SlotId slot) {
+const Sampler::Sequence& Sampler::At(SlotId slot) const {
   BINARYMOS_CHECK(slot >= 0 && static_cast<size_t>(slot) < sequences_.size() &&
                   sequences_[slot].active)
       << "slot " << slot;
   return sequences_[slot];
 }
+
+Sampler::Sequence& Sampler::At(SlotId slot) {
+  return const_cast<Sequence&>(std::as_const(*this).At(slot));
+}
+
+bool Sampler::Suppresses(const Sequence& sequence) {
+  return sequence.num_generated < sequence.params.min_tokens &&
+         !sequence.params.suppressed_tokens.empty();
+}
+
+bool Sampler::TakesLargest(SlotId slot) const {
+  const Sequence& sequence = At(slot);
+  return sequence.params.temperature == 0.0f && !sequence.keeps_history &&
+         !Suppresses(sequence);
+}
+
+void Sampler::AcceptLargest(SlotId slot) { ++At(slot).num_generated; }
 
 void Sampler::See(Sequence& sequence, TokenId token, bool is_output) const {
   BINARYMOS_CHECK(token >= 0 && token < vocab_size_) << "token " << token;
@@ -386,8 +404,7 @@ void Sampler::Sample(const SamplerRow& row, SamplerScratch& scratch,
   result.not_finite = !AllFinite(row.logits);
   if (result.not_finite) return;
 
-  const bool suppress = sequence.num_generated < params.min_tokens &&
-                        !params.suppressed_tokens.empty();
+  const bool suppress = Suppresses(sequence);
   std::span<const float> logits = Adjust(sequence, row, suppress, scratch);
   float largest = Largest(logits);
   if (largest == kMasked && suppress) {

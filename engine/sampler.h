@@ -51,6 +51,13 @@ class Sampler {
   void AddSequence(SlotId slot, const SequenceInit& init);
   void RemoveSequence(SlotId slot);
 
+  // Whether the slot's next token is the smallest id of the largest logit, so
+  // that whoever knows it need not look at the logits: greedy, no penalties,
+  // nothing suppressed. Masks are the row's and not looked at.
+  bool TakesLargest(SlotId slot) const;
+  // Counts that token as if Sample had chosen it. REQUIRES: TakesLargest(slot).
+  void AcceptLargest(SlotId slot);
+
   // Writes token, logprobs and not_finite of `result` and adds the token to the
   // slot's history. A row that leaves no token to choose from is reported as
   // not finite: its request cannot go on either. min_tokens gives way where
@@ -73,6 +80,9 @@ class Sampler {
   };
 
   Sequence& At(SlotId slot);
+  const Sequence& At(SlotId slot) const;
+  // Whether suppressed_tokens are not to be sampled now.
+  static bool Suppresses(const Sequence& sequence);
   void See(Sequence& sequence, TokenId token, bool is_output) const;
   // `row.logits` after masks and penalties: themselves, or a changed copy.
   std::span<const float> Adjust(const Sequence& sequence, const SamplerRow& row,

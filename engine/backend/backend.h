@@ -118,6 +118,11 @@ class Backend {
   // waits for the operations that write `tensor`.
   virtual absl::Status ReadBack(const ConstTensorView& tensor,
                                 std::span<float> host) = 0;
+  // Of each row: the smallest index of its largest element, or -1 if the row
+  // holds NaN or Inf. Waits as ReadBack does, and fails as it does.
+  // x: [rows, width] f32; ids: [rows] on the host.
+  virtual absl::Status ArgMax(const ConstTensorView& x,
+                              std::span<int32_t> ids) = 0;
   // Sets every byte to zero.
   virtual void Zero(const TensorView& tensor) = 0;
 

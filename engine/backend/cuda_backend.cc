@@ -305,7 +305,8 @@ absl::Status CudaBackend::Reserve(int max_tokens, int max_logit_rows) {
     if (!states.ok()) return states.status();
     attention_states_ = *std::move(states);
   }
-  absl::Status status = device_batch_.Reserve(max_tokens, *driver_);
+  absl::Status status = ReserveIds(max_logit_rows);
+  status.Update(device_batch_.Reserve(max_tokens, *driver_));
   if (!status.ok()) return status;
   return ReserveRows(std::max(max_tokens, max_logit_rows));
 }
@@ -356,18 +357,41 @@ absl::Status CudaBackend::ReadBack(const ConstTensorView& tensor,
   const float* source = Floats(tensor);
   BINARYMOS_CHECK_EQ(tensor.shape.num_elements(),
                      static_cast<int64_t>(host.size()));
+  return CopyBack(source, std::as_writable_bytes(host));
+}
+
+absl::Status CudaBackend::CopyBack(const void* device,
+                                   std::span<std::byte> host) {
   if (!status_.ok() || host.empty()) return status_;
-  if (read_back_.bytes() < host.size_bytes()) {
-    absl::StatusOr<Buffer> buffer = driver_->AllocatePinned(host.size_bytes());
+  if (read_back_.bytes() < host.size()) {
+    absl::StatusOr<Buffer> buffer = driver_->AllocatePinned(host.size());
     if (!buffer.ok()) return buffer.status();
     read_back_ = *std::move(buffer);
   }
-  Update(driver_->CopyToHost(read_back_.data(), source, host.size_bytes()));
+  Update(driver_->CopyToHost(read_back_.data(), device, host.size()));
   Update(driver_->Synchronize());
-  if (status_.ok()) {
-    std::memcpy(host.data(), read_back_.data(), host.size_bytes());
-  }
+  if (status_.ok()) std::memcpy(host.data(), read_back_.data(), host.size());
   return status_;
+}
+
+absl::Status CudaBackend::ArgMax(const ConstTensorView& x,
+                                 std::span<int32_t> ids) {
+  BINARYMOS_CHECK_EQ(x.shape[0], static_cast<int64_t>(ids.size()));
+  if (absl::Status status = ReserveIds(x.shape[0]); !status.ok()) return status;
+  Launch(cuda::ArgMax{.logits = Floats(x),
+                      .rows = x.shape[0],
+                      .vocab = x.shape[1],
+                      .ids = static_cast<int32_t*>(ids_.data())});
+  return CopyBack(ids_.data(), std::as_writable_bytes(ids));
+}
+
+absl::Status CudaBackend::ReserveIds(int64_t rows) {
+  const size_t bytes = rows * sizeof(int32_t);
+  if (bytes <= ids_.bytes()) return absl::OkStatus();
+  absl::StatusOr<Buffer> buffer = driver_->AllocateDevice(bytes);
+  if (!buffer.ok()) return buffer.status();
+  ids_ = *std::move(buffer);
+  return absl::OkStatus();
 }
 
 void CudaBackend::Zero(const TensorView& tensor) {

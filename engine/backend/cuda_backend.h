@@ -57,6 +57,8 @@ class CudaBackend : public Backend {
   absl::Status EndStep() override;
   absl::Status ReadBack(const ConstTensorView& tensor,
                         std::span<float> host) override;
+  absl::Status ArgMax(const ConstTensorView& x,
+                      std::span<int32_t> ids) override;
   void Zero(const TensorView& tensor) override;
   // Records the second step of a shape and replays it from then on, if all
   // sequences have one token and there are at most 64. Memory that is allocated
@@ -99,6 +101,8 @@ class CudaBackend : public Backend {
   // Whether `operations` ended up in `graph`.
   bool Record(absl::FunctionRef<void()> operations,
               std::unique_ptr<CudaGraph>& graph);
+  // Copies from the device and waits; `host` stays as it is upon failure.
+  absl::Status CopyBack(const void* device, std::span<std::byte> host);
   // Enqueues `kernel` unless something failed before.
   void Launch(const cuda::Kernel& kernel);
 
@@ -109,6 +113,7 @@ class CudaBackend : public Backend {
   absl::StatusOr<Tensor> UploadIfAny(const ConstTensorView& host);
   // Makes room in the workspaces for `rows` rows of the widest layer.
   absl::Status ReserveRows(int64_t rows);
+  absl::Status ReserveIds(int64_t rows);
 
   void RunFloat16(const Float16& linear, const ConstTensorView& x,
                   Output output, const TensorView& y);
@@ -140,6 +145,7 @@ class CudaBackend : public Backend {
 
   Buffer attention_states_;
   Buffer read_back_;  // page-locked
+  Buffer ids_;        // of ArgMax
 };
 
 }  // namespace binarymos

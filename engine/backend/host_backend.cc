@@ -1,7 +1,10 @@
 #include "engine/backend/host_backend.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "engine/backend/host_resources.h"
@@ -9,6 +12,42 @@
 #include "engine/core/check.h"
 
 namespace binarymos {
+namespace {
+
+// As Backend::ArgMax. Floats are compared as integers in the same order, which
+// the compiler turns into vector code, a block at a time; only the block of the
+// largest is searched for it.
+int32_t LargestOf(std::span<const float> row) {
+  constexpr size_t kBlock = 256;
+  constexpr int32_t kExponent = 0x7f800000;
+  const auto ordered = [](float value) {
+    const auto bits = std::bit_cast<int32_t>(value + 0.0f);  // no -0
+    return bits ^ ((bits >> 31) & std::numeric_limits<int32_t>::max());
+  };
+  int32_t best = std::numeric_limits<int32_t>::min();
+  size_t best_block = 0;
+  int32_t bad = 0;
+  for (size_t begin = 0; begin < row.size(); begin += kBlock) {
+    const size_t size = std::min(kBlock, row.size() - begin);
+    int32_t largest = std::numeric_limits<int32_t>::min();
+    for (const float value : row.subspan(begin, size)) {
+      const int32_t exponent = std::bit_cast<int32_t>(value) & kExponent;
+      bad |= exponent == kExponent ? 1 : 0;
+      const int32_t candidate = ordered(value);
+      largest = candidate > largest ? candidate : largest;
+    }
+    if (largest > best) {
+      best = largest;
+      best_block = begin;
+    }
+  }
+  if (bad != 0 || row.empty()) return -1;
+  size_t index = best_block;
+  while (ordered(row[index]) != best) ++index;
+  return static_cast<int32_t>(index);
+}
+
+}  // namespace
 
 absl::StatusOr<Tensor> HostBackend::Allocate(DType dtype, Shape shape) {
   const size_t bytes =
@@ -49,6 +88,17 @@ absl::Status HostBackend::ReadBack(const ConstTensorView& tensor,
   const std::span<const float> values = tensor.span<float>();
   BINARYMOS_CHECK_EQ(values.size(), host.size());
   std::copy(values.begin(), values.end(), host.begin());
+  return status_;
+}
+
+absl::Status HostBackend::ArgMax(const ConstTensorView& x,
+                                 std::span<int32_t> ids) {
+  const std::span<const float> values = x.span<float>();
+  const auto width = static_cast<size_t>(x.shape[1]);
+  BINARYMOS_CHECK_EQ(values.size(), ids.size() * width);
+  for (size_t r = 0; r < ids.size(); ++r) {
+    ids[r] = LargestOf(values.subspan(r * width, width));
+  }
   return status_;
 }
 

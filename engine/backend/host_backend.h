@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 #include "absl/status/status.h"
@@ -21,6 +22,8 @@ class HostBackend : public Backend {
   absl::Status EndStep() override;
   absl::Status ReadBack(const ConstTensorView& tensor,
                         std::span<float> host) override;
+  absl::Status ArgMax(const ConstTensorView& x,
+                      std::span<int32_t> ids) override;
   void Zero(const TensorView& tensor) override;
 
  protected:

@@ -38,6 +38,14 @@ class ForwardingBackend : public Backend {
                         std::span<float> host) override {
     return inner_->ReadBack(tensor, host);
   }
+  absl::Status ArgMax(const ConstTensorView& x,
+                      std::span<int32_t> ids) override {
+    return inner_->ArgMax(x, ids);
+  }
+  void Repeat(const RepeatKey& key,
+              absl::FunctionRef<void()> operations) override {
+    inner_->Repeat(key, operations);
+  }
   void Zero(const TensorView& tensor) override { inner_->Zero(tensor); }
   void Embed(const PackedLinear& table, const TensorView& out) override {
     inner_->Embed(table, out);

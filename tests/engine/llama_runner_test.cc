@@ -52,7 +52,13 @@ class FaultyBackend : public ForwardingBackend {
 
   TokenId poisoned_token = kNoToken;
   float poison = std::numeric_limits<float>::quiet_NaN();
+  absl::Status ArgMax(const ConstTensorView& x,
+                      std::span<int32_t> ids) override {
+    ++num_arg_max;
+    return ForwardingBackend::ArgMax(x, ids);
+  }
   bool fail = false;
+  int num_arg_max = 0;
 
  private:
   const BatchView* batch_ = nullptr;
@@ -242,6 +248,41 @@ TEST_F(LlamaRunnerTest, ASlotGoesOnAfterPreemptionAsIfNothingHadHappened) {
   }
 }
 
+TEST_F(LlamaRunnerTest, GreedyTokensAreTheSameWhetherOrNotLogitsAreLookedAt) {
+  SamplingParams params{.temperature = 0.0f};
+  params.min_tokens = 3;
+  params.suppressed_tokens = {0, 1, 2, 3};
+  TestSequence sequence = model_->NewSequence(20, 8, 40);
+  const std::vector<StepResultRow> expected = Generate(sequence, 8, params);
+  EXPECT_EQ(backend_->num_arg_max, 0);  // log-probabilities were wanted
+  Add(0, sequence, params);
+  for (int i = 0, computed = 0; i < 8; ++i) {
+    BatchRow row = SampleRow(0, sequence, computed, sequence.size());
+    row.num_logprobs = -1;
+    computed = sequence.size();
+    sequence.tokens.push_back(Run({row}).rows[0].token);
+    EXPECT_EQ(sequence.tokens.back(), expected[i].token) << i;
+    EXPECT_EQ(backend_->num_arg_max, std::max(0, i - 2));
+  }
+}
+
+TEST_F(LlamaRunnerTest, OneRowThatNeedsLogitsBringsThemForAll) {
+  const SamplingParams greedy{.temperature = 0.0f};
+  const SamplingParams random{.seed = 3};
+  const TestSequence first = model_->NewSequence(20, 8);
+  const TestSequence second = model_->NewSequence(20, 9);
+  const std::vector<StepResultRow> expected = {Generate(first, 1, greedy)[0],
+                                               Generate(second, 1, random)[0]};
+  Add(0, first, greedy);
+  Add(1, second, random);
+  BatchRow row = SampleRow(0, first, 0, 20);
+  row.num_logprobs = -1;
+  const StepResult result = Run({row, SampleRow(1, second, 0, 20)});
+  EXPECT_EQ(backend_->num_arg_max, 0);
+  EXPECT_EQ(result.rows[0].token, expected[0].token);
+  ExpectSame(result.rows[1], expected[1]);
+}
+
 class PoisonTest : public LlamaRunnerTest,
                    public ::testing::WithParamInterface<float> {};
 
@@ -278,6 +319,27 @@ TEST_P(PoisonTest, ARowThatIsNotFiniteEndsAlone) {
   const StepResult second = Run({late, SampleRow(1, healthy, 24, 25)});
   EXPECT_TRUE(second.rows[0].not_finite);
   ExpectSame(second.rows[1], expected[1]);
+}
+
+TEST_P(PoisonTest, AGreedyRowThatIsNotFiniteEndsAlone) {
+  const SamplingParams greedy{.temperature = 0.0f};
+  TestSequence healthy = model_->NewSequence(24, 4);
+  TestSequence sick = model_->NewSequence(24, 5);
+  std::replace(healthy.tokens.begin(), healthy.tokens.end(), 17, 18);
+  const StepResultRow expected = Generate(healthy, 1, greedy)[0];
+  backend_->poison = GetParam();
+  backend_->poisoned_token = sick.tokens[10] = 17;
+  Add(0, sick, greedy);
+  Add(1, healthy, greedy);
+  std::vector<BatchRow> rows = {SampleRow(0, sick, 0, 24),
+                                SampleRow(1, healthy, 0, 24)};
+  for (BatchRow& row : rows) row.num_logprobs = -1;
+  const StepResult result = Run(rows);
+  EXPECT_EQ(backend_->num_arg_max, 1);
+  EXPECT_TRUE(result.rows[0].not_finite);
+  EXPECT_EQ(result.rows[0].token, kNoToken);
+  EXPECT_FALSE(result.rows[1].not_finite);
+  EXPECT_EQ(result.rows[1].token, expected.token);
 }
 
 TEST_P(PoisonTest, ASickPromptIsReportedByEveryChunk) {

@@ -3,6 +3,7 @@
 
 #include <variant>
 
+#include "engine/kernels/cuda/arg_max.h"
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
@@ -20,6 +21,6 @@ using Kernel =
                  MultiplyBinaryMos<12, false>, MultiplyBinaryMos<16, false>,
                  Float16Linear, RmsNorm, Embed, GatherRows, SwiGlu, SumGates,
                  RopeAndWriteKv<uint16_t>, RopeAndWriteKv<float>,
-                 Attention<uint16_t>, Attention<float>, MergeAttention>;
+                 Attention<uint16_t>, Attention<float>, MergeAttention, ArgMax>;
 
 }  // namespace binarymos::cuda

@@ -387,6 +387,52 @@ TEST_P(BackendTest, AllocatedMemoryIsZeroAndUploadsAreCopies) {
   EXPECT_GT(*memory, 0u);
 }
 
+TEST_P(BackendTest, TheLargestOfARowIsFoundOrWhatIsNotFinite) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const auto backend = Get(TestBackend{GetParam()}.Create());
+  for (const int width : {1, 3, 255, 256, 700, 32000}) {
+    SCOPED_TRACE(width);
+    std::vector<std::vector<float>> rows;
+    std::vector<int32_t> expected;
+    const auto add = [&](int32_t largest, auto change) {
+      Random random;
+      rows.push_back(random.Floats(width));
+      change(rows.back());
+      expected.push_back(largest);
+    };
+    const int last = width - 1, middle = width / 2;
+    for (const int at : {0, middle, last}) {
+      add(at, [&](auto& row) { row[at] = 100; });
+      add(at, [&](auto& row) {  // of equal ones, the first
+        for (int i = at; i < width; i += 7) row[i] = 50;
+      });
+      for (const float bad : {kNan, kInf, -kInf}) {
+        add(-1, [&](auto& row) { row[at] = bad; });
+      }
+    }
+    add(0, [&](auto& row) { row.assign(width, -3); });
+    add(0, [&](auto& row) {  // zeros are equal, whatever their sign
+      row.assign(width, -0.0f);
+      row[last] = 0.0f;
+    });
+    add(last, [&](auto& row) {
+      row.assign(width, std::numeric_limits<float>::lowest());
+      row[last] = -1;
+    });
+    std::vector<float> all;
+    for (const auto& row : rows) all.insert(all.end(), row.begin(), row.end());
+    const auto count = static_cast<int64_t>(rows.size());
+    const Tensor x =
+        Get(backend->Upload({all.data(), DType::kF32, Shape{count, width}}));
+    std::vector<int32_t> ids(count, 12345);
+    const BatchView empty;
+    backend->BeginStep(empty);
+    EXPECT_TRUE(backend->ArgMax(x.view(), std::span(ids)).ok());
+    EXPECT_TRUE(backend->EndStep().ok());
+    EXPECT_EQ(ids, expected);
+  }
+}
+
 TEST_P(BackendTest, AnImpossibleAllocationIsResourceExhausted) {
   auto backend = TestBackend{GetParam()}.Create();
   ASSERT_TRUE(backend.ok());

@@ -62,6 +62,9 @@ class FakeBackend : public Backend {
   absl::Status ReadBack(const ConstTensorView&, std::span<float>) override {
     return Die();
   }
+  absl::Status ArgMax(const ConstTensorView&, std::span<int32_t>) override {
+    return Die();
+  }
   void Zero(const TensorView&) override { (void)Die(); }
   void Embed(const PackedLinear&, const TensorView&) override { (void)Die(); }
   void RmsNorm(const ConstTensorView&, const ConstTensorView&, float,
