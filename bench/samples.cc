@@ -1,5 +1,6 @@
 #include "bench/samples.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "bench/workload.h"
@@ -17,6 +18,16 @@ absl::StatusOr<std::vector<double>> TakeSamples(
     if (i >= 0) seconds.push_back(took.count());
   }
   return seconds;
+}
+
+absl::StatusOr<std::vector<double>> TakeSamplesFor(
+    double seconds, int most, absl::FunctionRef<absl::Status()> step) {
+  const auto warm_up = TakeSamples(1, 1, step);
+  if (!warm_up.ok()) return warm_up.status();
+  const double fits = seconds / warm_up->front();
+  const int samples = fits < most ? std::max(5, static_cast<int>(fits)) : most;
+  // A tenth of them again, as warm-up: clocks rise under load.
+  return TakeSamples(samples / 10, samples, step);
 }
 
 Summary Summarize(const std::vector<double>& samples) {

@@ -14,6 +14,11 @@ namespace binarymos {
 absl::StatusOr<std::vector<double>> TakeSamples(
     int warm_ups, int samples, absl::FunctionRef<absl::Status()> step);
 
+// The same, as often as fits into `seconds`: 5 to `most` samples after 2
+// warm-ups, more where steps are short.
+absl::StatusOr<std::vector<double>> TakeSamplesFor(
+    double seconds, int most, absl::FunctionRef<absl::Status()> step);
+
 // Of some samples, in the unit of theirs.
 struct Summary {
   double median = 0;

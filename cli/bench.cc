@@ -9,6 +9,7 @@
 #include "bench/engine_bench.h"
 #include "bench/linear_bench.h"
 #include "bench/load_client.h"
+#include "bench/model_bench.h"
 #include "bench/scheduler_bench.h"
 #include "bench/serve_bench.h"
 #include "bench/workload.h"
@@ -25,6 +26,7 @@ struct BenchOptions {
   std::string server;  // of `load`
   Workload workload;
   LinearBenchOptions linear;
+  ModelBenchOptions model;
   std::vector<int> streams = {1, 16};
   std::vector<int> running = {16, 64, 256};
   int waiting = 1024;
@@ -151,9 +153,12 @@ int RunScheduler(const BenchOptions& options) {
   return kExitOk;
 }
 
-int RunLinear(const BenchOptions& options) {
-  const absl::Status status = RunLinearBench(options.linear);
+int Exit(const absl::Status& status) {
   return status.ok() ? kExitOk : Fail(status);
+}
+
+int RunLinear(const BenchOptions& options) {
+  return Exit(RunLinearBench(options.linear));
 }
 
 void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
@@ -167,6 +172,30 @@ void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
       ->check(CLI::PositiveNumber);
   app.add_option("--repeats", options.repeats)->check(CLI::PositiveNumber);
   app.add_flag("--json", options.json);
+}
+
+void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
+  app.add_option("--shape", options.shape, "tiny, 1b or 7b, random weights")
+      ->capture_default_str();
+  app.add_option("--device", options.backend.device, "auto, cpu, cuda[:n]");
+  app.add_option("--threads", options.backend.num_threads,
+                 "CPU threads; 0: all")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--activation-bits", options.backend.activation_bits,
+                 "8, 12, 14 or 16; 0: the device's default");
+  app.add_flag("--cuda-graphs,!--no-cuda-graphs", options.backend.cuda_graphs,
+               "Replay recorded steps (CUDA)");
+  app.add_option("--seconds", options.seconds, "Time of one row")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_flag("--json", options.json);
+}
+
+void AddListFlag(CLI::App& app, const std::string& name,
+                 std::vector<int>& values, const std::string& help) {
+  app.add_option(name, values, help)
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
 }
 
 void AddEngineFlags(CLI::App& app, BenchOptions& options) {
@@ -209,6 +238,26 @@ Command AddBenchCommand(CLI::App& app) {
       "linear", "One linear layer in the shapes of LLaMA 7B");
   AddLinearFlags(*linear, options->linear);
 
+  CLI::App* decode = bench->add_subcommand(
+      "decode", "Steps of one token per sequence, without a scheduler");
+  CLI::App* prefill = bench->add_subcommand(
+      "prefill", "Steps of one whole prompt, without a scheduler");
+  CLI::App* attention =
+      bench->add_subcommand("attention", "The attention of one layer");
+  for (CLI::App* each : {decode, prefill, attention}) {
+    AddModelFlags(*each, options->model);
+  }
+  for (CLI::App* each : {decode, attention}) {
+    AddListFlag(*each, "--batch", options->model.batches,
+                "Sequences; one row for each number");
+    AddListFlag(*each, "--context", options->model.contexts,
+                "Their positions; one row for each number");
+  }
+  for (CLI::App* each : {prefill, attention}) {
+    AddListFlag(*each, "--prompt-tokens", options->model.prompts,
+                "One row for each number");
+  }
+
   CLI::App* load =
       bench->add_subcommand("load", "Load a running server with streams");
   load->add_option("--server", options->server)->default_val("127.0.0.1:9000");
@@ -230,6 +279,10 @@ Command AddBenchCommand(CLI::App& app) {
             if (serve->parsed()) return RunServe(*options);
             if (load->parsed()) return RunLoad(*options);
             if (linear->parsed()) return RunLinear(*options);
+            const ModelBenchOptions& model = options->model;
+            if (decode->parsed()) return Exit(RunDecodeBench(model));
+            if (prefill->parsed()) return Exit(RunPrefillBench(model));
+            if (attention->parsed()) return Exit(RunAttentionBench(model));
             return RunScheduler(*options);
           }};
 }

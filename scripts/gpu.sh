@@ -8,9 +8,10 @@
 #                                   with a GPU and nothing else: no build, no
 #                                   network, no installs
 #
-# Steps: device backend model golden memcheck racecheck linear engine. The
-# report is OUT/report.txt (OUT: the directory gpu-report, or $OUT). Steps that
-# fail do not stop the others; the exit status says whether any did.
+# Steps: device backend model golden memcheck racecheck linear attention decode
+# prefill engine. The report is OUT/report.txt (OUT: the directory gpu-report, or
+# $OUT). Steps that fail do not stop the others; the exit status says whether any
+# did.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -90,6 +91,9 @@ run_steps() {
   step racecheck 90 "${self[@]}" sanitizer racecheck "$few"
   step linear 120 "${bench[@]}" linear --device cuda --tokens 1 8 64 \
     --kinds binarymos onebit float16
+  step attention 60 "${bench[@]}" attention --device cuda --seconds 0.5
+  step decode 60 "${bench[@]}" decode --device cuda --seconds 1
+  step prefill 60 "${bench[@]}" prefill --device cuda --seconds 1
   step engine 120 "${bench[@]}" engine --device cuda --shape 7b \
     --streams 1 64 --repeats 1
   printf '\n== %d steps failed\n' "${#failed[@]}"
@@ -123,7 +127,7 @@ main() {
       return
       ;;
     *)
-      sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
+      sed -n '2,16p' "${BASH_SOURCE[0]}" >&2
       return 2
       ;;
   esac

@@ -1,0 +1,36 @@
+// A model without scheduler and server: one step of decoding, one of a prompt,
+// and the attention of one layer.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "engine/backend/backend_factory.h"
+
+namespace binarymos {
+
+struct ModelBenchOptions {
+  std::string shape = "7b";  // tiny, 1b or 7b, random weights
+  BackendOptions backend;
+  std::vector<int> batches = {1, 8, 64};        // sequences that decode
+  std::vector<int> contexts = {128, 2048};      // their lengths
+  std::vector<int> prompts = {128, 512, 2048};  // tokens of one sequence
+  double seconds = 2;                           // of one row
+  bool json = false;
+};
+
+// Each prints a table (or JSON) to stdout, a row per combination: median, 95th
+// percentile and least of the times of a step, tokens per second, bytes that
+// the step must read per second, and their part of the bandwidth that a probe
+// finds in the same process. Rows whose KV cache does not fit are left out, and
+// said so. Errors of CreateBackend, of loading and of the device.
+
+// Steps of one token per sequence, greedy, all at the same context.
+absl::Status RunDecodeBench(const ModelBenchOptions& options);
+// Steps of one whole prompt from position 0; the logits of its last token.
+absl::Status RunPrefillBench(const ModelBenchOptions& options);
+// Attention alone, layer after layer of a cache: decoding and whole prompts.
+absl::Status RunAttentionBench(const ModelBenchOptions& options);
+
+}  // namespace binarymos
