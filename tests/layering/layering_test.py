@@ -77,7 +77,7 @@ EXCEPTIONS = [
      [r"engine/kernels/reference/"], []),
     (r"engine/backend/cuda_\w+\.(h|cc|cu)",
      [r"engine/kernels/cuda/"], ["cuda"]),
-    (r"bench/cuda_\w+\.(h|cc)", [], ["cuda"]),
+    (r"bench/cuda_\w+\.(h|cc|cu)", [], ["cuda"]),
     # Libraries that stay behind one file.
     (r"engine/tokenizer\.cc", [], ["sentencepiece"]),
     (r"(scheduler/block_hash|engine/manifest)\.cc", [], ["openssl"]),
