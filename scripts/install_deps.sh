@@ -16,6 +16,8 @@ build_packages=(
   zlib1g-dev
   # The end-to-end test, and the scripts.
   ca-certificates curl procps python3 python3-grpcio python3-protobuf
+  # Training and its tests. Without the second, PyTorch is 20 times slower.
+  python3-torch libopenblas0-pthread python3-sentencepiece
 )
 runtime_packages=(
   libabsl20220623 libbenchmark1debian libc-ares2 libfmt9 libgrpc++1.51
