@@ -30,6 +30,14 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
                    "On CUDA, record steps of one token per sequence and replay"
                    " them"},
                   &engine.cuda_graphs);
+  table.AddSwitch({group, "cuda-clusters",
+                   "On CUDA, a linear of one token in one launch, where the "
+                   "device has clusters"},
+                  &engine.cuda_clusters);
+  table.AddSwitch({group, "cuda-overlap",
+                   "On CUDA, kernels begin before the one ahead ends, where the"
+                   " device can"},
+                  &engine.cuda_overlap);
   table.AddInt({group, "max-model-len",
                 "Prompt and output of a request; 0: the model's"},
                &engine.max_model_len);

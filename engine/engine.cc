@@ -292,7 +292,9 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
                      .cpu_kernels = options.cpu_kernels,
                      .activation_bits = options.activation_bits,
                      .gpu_memory_utilization = options.gpu_memory_utilization,
-                     .cuda_graphs = options.cuda_graphs});
+                     .cuda_graphs = options.cuda_graphs,
+                     .cuda_clusters = options.cuda_clusters,
+                     .cuda_overlap = options.cuda_overlap});
   if (!backend.ok()) return backend.status();
   backend_ = *std::move(backend);
 

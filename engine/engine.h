@@ -24,6 +24,8 @@ struct EngineOptions {
   int activation_bits = 0;
   double gpu_memory_utilization = 0.9;
   bool cuda_graphs = true;
+  bool cuda_clusters = true;
+  bool cuda_overlap = true;
 
   int max_num_seqs = 64;  // sequences that run at the same time, 1 to 1024
   int max_model_len = 0;  // 0: the model's max_position_embeddings

@@ -68,7 +68,9 @@ BackendOr CreateCudaBackend(const BackendOptions& options, int ordinal) {
                               ? options.activation_bits
                               : kDefaultCudaActivationBits,
        .memory_utilization = options.gpu_memory_utilization,
-       .graphs = options.cuda_graphs});
+       .graphs = options.cuda_graphs,
+       .clusters = options.cuda_clusters,
+       .overlap = options.cuda_overlap});
 }
 
 BackendOr CreateBestBackend(const BackendOptions& options) {

@@ -27,6 +27,11 @@ struct BackendOptions {
   double gpu_memory_utilization = 0.9;
   // CUDA: record steps of a token per sequence and replay them. Changes no bit.
   bool cuda_graphs = true;
+  // CUDA, where the device can: a binary linear of one token in one launch of
+  // clusters; kernels that begin before the one ahead of them has ended.
+  // Neither changes a bit.
+  bool cuda_clusters = true;
+  bool cuda_overlap = true;
 };
 
 // INVALID_ARGUMENT for a value that is not in the lists above; UNAVAILABLE if

@@ -501,11 +501,50 @@ void CudaBackend::RunFloat16(const Float16& linear, const ConstTensorView& x,
                              .y = Floats(y)});
 }
 
+bool CudaBackend::CanFuse(const BinaryMos& linear, int64_t rows) const {
+  return rows == 1 && options_.clusters && driver_->info().max_clusters > 0 &&
+         cuda::CanFuse(linear.shape());
+}
+
+cuda::FusedTask CudaBackend::FusedTaskOf(const BinaryMos& linear, Output output,
+                                         const TensorView& y,
+                                         const TensorView& gate_sums) const {
+  const bool sums = gate_sums && linear.num_experts() > 0;
+  if (sums) BINARYMOS_CHECK_EQ(gate_sums.shape[0], linear.num_experts());
+  return {.out = linear.shape().out,
+          .experts = linear.shape().experts,
+          .accumulate = output == Output::kAccumulate,
+          .signs = linear.signs(),
+          .gate = linear.gate(),
+          .in_scale = linear.in_scale(),
+          .out_scale = linear.out_scale(),
+          .bias = linear.bias(),
+          .y = Floats(y),
+          .gate_sums = sums ? Floats(gate_sums) : nullptr};
+}
+
+void CudaBackend::RunFused(cuda::FusedArgs args) {
+  const int bits = options_.activation_bits;
+  args.qmax = static_cast<float>((1 << (bits - 1)) - 1);
+  cuda::PlanClusters(driver_->info().max_clusters, args);
+  if (bits == 8) {
+    Launch(cuda::FusedBinaryMos<8>{args});
+  } else {
+    Launch(cuda::FusedBinaryMos<16>{args});
+  }
+}
+
 void CudaBackend::RunBinaryMos(const BinaryMos& linear,
                                const ConstTensorView& x, Output output,
                                const TensorView& y,
                                const TensorView& gate_sums) {
   const int64_t rows = x.shape[0];
+  if (CanFuse(linear, rows)) {
+    return RunFused({.x = Floats(x),
+                     .in = linear.in_features(),
+                     .num_tasks = 1,
+                     .tasks = {FusedTaskOf(linear, output, y, gate_sums)}});
+  }
   if (rows > reserved_rows_) {
     if (recording_) return Update(NotRecordable("more rows than reserved"));
     if (absl::Status status = ReserveRows(rows); !status.ok()) {

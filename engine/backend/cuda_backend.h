@@ -24,6 +24,11 @@ struct CudaBackendOptions {
   double memory_utilization = 0.9;  // more than 0, at most 1
   // Whether Repeat records and replays steps of a token per sequence.
   bool graphs = true;
+  // Binary linears of one token in one launch, where the device has clusters.
+  bool clusters = true;
+  // Kernels begin before the one ahead has ended (engine/kernels/cuda/
+  // device_code.h), where the device can.
+  bool overlap = true;
 };
 
 // UNAVAILABLE if there is no such device, if it is too old for the kernels, or
@@ -120,6 +125,15 @@ class CudaBackend : public Backend {
   void RunBinaryMos(const BinaryMos& linear, const ConstTensorView& x,
                     Output output, const TensorView& y,
                     const TensorView& gate_sums);
+  // The task of a launch of cuda::FusedBinaryMos.
+  cuda::FusedTask FusedTaskOf(const BinaryMos& linear, Output output,
+                              const TensorView& y,
+                              const TensorView& gate_sums) const;
+  // Whether FusedBinaryMos can compute `rows` rows of the layer.
+  bool CanFuse(const BinaryMos& linear, int64_t rows) const;
+  // Tasks 0 to args.num_tasks - 1, which share args.x.
+  void RunFused(cuda::FusedArgs args);
+
   // The batch with its queries in blocks for this shape.
   const CudaBatch& BatchFor(const AttentionShape& shape);
 

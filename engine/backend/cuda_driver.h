@@ -20,6 +20,9 @@ struct CudaDeviceInfo {
   int compute_minor = 0;
   int num_sms = 1;
   size_t max_shared_bytes = 0;  // that a block can ask for
+  // Of cuda::FusedBinaryMos that run at once, a block per multiprocessor; 0:
+  // the device or the build has no clusters.
+  int max_clusters = 0;
 };
 
 struct CudaMemory {

@@ -14,6 +14,7 @@ namespace binarymos {
 namespace {
 
 constexpr int kOldestMajor = 8;  // b1 MMA with .and.popc, cp.async
+constexpr int kHopperMajor = 9;  // clusters, programmatic dependent launch
 
 class RuntimeGraph : public CudaGraph {
  public:
@@ -26,8 +27,9 @@ class RuntimeGraph : public CudaGraph {
 
 class CudaRuntimeDriver : public CudaDriver {
  public:
-  CudaRuntimeDriver(CudaDeviceInfo info, CudaStream stream)
-      : info_(std::move(info)), stream_(std::move(stream)) {}
+  // `overlap`: see cuda::Launch.
+  CudaRuntimeDriver(CudaDeviceInfo info, CudaStream stream, bool overlap)
+      : info_(std::move(info)), stream_(std::move(stream)), overlap_(overlap) {}
 
   const CudaDeviceInfo& info() const override { return info_; }
 
@@ -63,7 +65,8 @@ class CudaRuntimeDriver : public CudaDriver {
   }
   absl::Status Launch(const cuda::Kernel& kernel) override {
     absl::Status status = SetDevice();
-    status.Update(BINARYMOS_CUDA(cuda::Launch(kernel, stream_.get())));
+    status.Update(
+        BINARYMOS_CUDA(cuda::Launch(kernel, overlap_, stream_.get())));
     return status;
   }
   absl::Status Synchronize() override {
@@ -97,6 +100,7 @@ class CudaRuntimeDriver : public CudaDriver {
 
   CudaDeviceInfo info_;
   CudaStream stream_;
+  const bool overlap_;
 };
 
 absl::Status Unavailable(const absl::Status& cause) {
@@ -143,7 +147,7 @@ absl::Status CheckKernels(const CudaDeviceInfo& info) {
                      " is too old; 8.0 (Ampere) or newer is needed; use "
                      "--device=cpu"));
   }
-  const absl::Status status = BINARYMOS_CUDA(cuda::FindKernels());
+  const absl::Status status = BINARYMOS_CUDA(cuda::PrepareKernels());
   if (absl::IsUnavailable(status)) {
     return absl::UnavailableError(absl::StrCat(
         "this build has no kernels for ", device,
@@ -163,10 +167,14 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
   absl::Status status = BINARYMOS_CUDA(cudaSetDevice(options.ordinal));
   if (!status.ok()) return Unavailable(status);
   if (status = CheckKernels(*info); !status.ok()) return status;
+  // With as much shared memory, a multiprocessor has one block.
+  info->max_clusters = cuda::MaxActiveClusters(info->max_shared_bytes / 2 + 1);
   absl::StatusOr<CudaStream> stream = CudaStream::Create();
   if (!stream.ok()) return Unavailable(stream.status());
+  const bool overlap = options.overlap && info->compute_major >= kHopperMajor;
   return std::make_unique<CudaBackend>(
-      std::make_unique<CudaRuntimeDriver>(*std::move(info), *std::move(stream)),
+      std::make_unique<CudaRuntimeDriver>(*std::move(info), *std::move(stream),
+                                          overlap),
       options);
 }
 

@@ -19,6 +19,7 @@
 #pragma once
 
 #include "engine/kernels/cuda/binary_mos_layout.h"
+#include "engine/kernels/cuda/binary_mos_quantize.h"
 #include "engine/kernels/cuda/canonical_math.h"
 
 namespace binarymos::cuda {
@@ -144,12 +145,12 @@ struct PrepareBinaryMos {
     typename Block::template PerThread<Integers> q;
     typename Block::template PerThread<int32_t> sum;
     block.ForEach([&](int thread) {
-      const bool normal = IsNormal(max[thread]);
+      const bool normal = IsNormalMax(max[thread]);
       const float inverse = normal ? qmax / BitsFloat(max[thread]) : 0.0f;
       sum[thread] = 0;
       BINARYMOS_UNROLL
       for (int i = 0; i < kInputsPerThread; ++i) {
-        q[thread].v[i] = normal ? Round(inputs[thread].u[i] * inverse) : 0;
+        q[thread].v[i] = normal ? RoundToInt(inputs[thread].u[i] * inverse) : 0;
         sum[thread] += q[thread].v[i];
       }
     });
@@ -193,8 +194,8 @@ struct PrepareBinaryMos {
                                    lane % 2 * 4) = words[thread];
       }
       if (lane == 0) {
-        slices[slice * layout.tokens + block.x()] = {SliceScale(max[thread]),
-                                                     sum[thread]};
+        slices[slice * layout.tokens + block.x()] = {
+            SliceScale(max[thread], qmax), sum[thread]};
       }
     });
   }
@@ -207,22 +208,6 @@ struct PrepareBinaryMos {
       scale = Fma(g[e], ToFloat(in_scale[e * in + k]), scale);
     }
     return x[token * in + k] * scale;
-  }
-
-  // Whether the largest |u|, given as its bits, is at least 2^-100 and finite.
-  static BINARYMOS_DEVICE bool IsNormal(uint32_t max) {
-    return max >= 0x0d800000u && max < 0x7f800000u;
-  }
-
-  BINARYMOS_DEVICE float SliceScale(uint32_t max) const {
-    if (IsNormal(max)) return BitsFloat(max) / qmax;
-    return max < 0x7f800000u ? 0.0f : BitsFloat(0x7fc00000u);
-  }
-
-  // To nearest, ties to even. Adding 1.5 * 2^23 leaves the integer in the low
-  // bits, in two's complement.
-  static BINARYMOS_DEVICE int32_t Round(float a) {
-    return static_cast<int32_t>(FloatBits(a + 0x1.8p23f) - 0x4b400000u);
   }
 };
 

@@ -61,6 +61,19 @@ class DeviceBlock {
     return result;
   }
 
+  __device__ __forceinline__ PerThread<uint32_t> WarpMax(
+      PerThread<uint32_t>& values) const {
+    PerThread<uint32_t> result;
+    result[0] = __reduce_max_sync(0xffffffffu, values[0]);
+    return result;
+  }
+  __device__ __forceinline__ PerThread<int32_t> WarpSum(
+      PerThread<int32_t>& values) const {
+    PerThread<int32_t> result;
+    result[0] = __reduce_add_sync(0xffffffffu, values[0]);
+    return result;
+  }
+
   __device__ __forceinline__ void BinaryMma(PerThread<CountFragment>& c,
                                             PerThread<SignFragment>& a,
                                             PerThread<PlaneFragment>& b) const {
@@ -76,7 +89,73 @@ class DeviceBlock {
           "r"(plane[1]));
   }
 
+  __device__ __forceinline__ void CopyAsync(void* to, const void* from) const {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :
+                 : "r"(SharedAddress(to)), "l"(__cvta_generic_to_global(from))
+                 : "memory");
+  }
+  // Leaves L2 first.
+  __device__ __forceinline__ void CopyAsyncOnce(void* to,
+                                                const void* from) const {
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;"
+                 :
+                 : "r"(SharedAddress(to)), "l"(__cvta_generic_to_global(from)),
+                   "l"(policy)
+                 : "memory");
+  }
+  __device__ __forceinline__ void CommitCopies() const {
+    asm volatile("cp.async.commit_group;" : : : "memory");
+  }
+  template <int kPending>
+  __device__ __forceinline__ void AwaitCopies() const {
+    asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
+  }
+
+  // Compiled for 9.0 and newer; launched nowhere else.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  static constexpr bool kHasClusters = true;
+
+  // Release and acquire: stores before the one are seen after the other.
+  __device__ __forceinline__ void ClusterArrive() const {
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.release.aligned;" : : : "memory");
+  }
+  __device__ __forceinline__ void ClusterWait() const {
+    __syncwarp();
+    asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
+  }
+  __device__ __forceinline__ void StoreToRank(float* to, int rank,
+                                              float value) const {
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"(SharedAddress(to)), "r"(rank));
+    asm volatile("st.shared::cluster.f32 [%0], %1;"
+                 :
+                 : "r"(address), "f"(value)
+                 : "memory");
+  }
+
+  __device__ __forceinline__ void LaunchDependents() const {
+    asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
+  }
+  __device__ __forceinline__ void WaitForPrevious() const {
+    asm volatile("griddepcontrol.wait;" : : : "memory");
+  }
+#else
+  static constexpr bool kHasClusters = false;
+  __device__ __forceinline__ void LaunchDependents() const {}
+  __device__ __forceinline__ void WaitForPrevious() const {}
+#endif
+
  private:
+  static __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  }
+
   void* shared_;
 };
 

@@ -11,8 +11,29 @@
 //                         other's memory
 //   ShuffleXor(v, mask)   the value of lane ^ mask, within warps of 32
 //   Ballot(v)             bit i: v of lane i is not zero
+//   WarpMax(v), WarpSum(v)  over the 32 lanes, in each of them
 //   BinaryMma(c, a, b)    c += popc(A & B), m16n8k256, see binary_mos_layout.h
 //   x(), y(), shared()    block index; shared_bytes() of memory, aligned to 16
+//   CopyAsync(to, from)   16 bytes from global to shared memory, aligned; the
+//                         thread has them after AwaitCopies, others after a
+//                         Sync() more. CopyAsyncOnce: nobody reads them again
+//   CommitCopies()        closes a group of copies
+//   AwaitCopies<n>()      waits for all groups but the last n
+//
+// and to kernels with kClusterBlocks, whose blocks come in clusters of as many
+// in a row,
+//
+//   ClusterArrive(), ClusterWait()  a barrier over the cluster in two halves
+//   StoreToRank(p, r, v)  *p = v in the shared memory of the r-th block, which
+//                         has passed a barrier since it began; there to see
+//                         after another
+//
+// Launches may overlap (programmatic dependent launch): a block begins while
+// the kernel before it still runs. WaitForPrevious() returns when that has
+// ended and its writes can be seen; before it, only what no kernel writes may
+// be read and nothing written. Every kernel calls it, so that all kernels
+// before the one before have ended too: the launcher does, but for kernels with
+// kClusterBlocks, which do themselves. LaunchDependents() lets the next begin.
 //
 // Loops around these calls run the same number of times in every thread of a
 // block. Arithmetic is canonical (DESIGN section 6): nvcc gets -fmad=false and

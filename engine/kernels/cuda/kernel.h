@@ -1,10 +1,12 @@
 // Every kernel of the CUDA backend as one value: what a driver launches.
 #pragma once
 
+#include <type_traits>
 #include <variant>
 
 #include "engine/kernels/cuda/arg_max.h"
 #include "engine/kernels/cuda/attention.h"
+#include "engine/kernels/cuda/binary_mos_fused.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
@@ -19,8 +21,17 @@ using Kernel =
     std::variant<PackSigns, PrepareBinaryMos, MultiplyBinaryMos<8, true>,
                  MultiplyBinaryMos<16, true>, MultiplyBinaryMos<8, false>,
                  MultiplyBinaryMos<12, false>, MultiplyBinaryMos<16, false>,
-                 Float16Linear, RmsNorm, Embed, GatherRows, SwiGlu, SumGates,
-                 RopeAndWriteKv<uint16_t>, RopeAndWriteKv<float>,
-                 Attention<uint16_t>, Attention<float>, MergeAttention, ArgMax>;
+                 FusedBinaryMos<8>, FusedBinaryMos<16>, Float16Linear, RmsNorm,
+                 Embed, GatherRows, SwiGlu, SumGates, RopeAndWriteKv<uint16_t>,
+                 RopeAndWriteKv<float>, Attention<uint16_t>, Attention<float>,
+                 MergeAttention, ArgMax>;
+
+// Whether the blocks of a kernel come in clusters.
+template <typename K, typename = void>
+inline constexpr int kClusterBlocksOf = 1;
+template <typename K>
+inline constexpr int
+    kClusterBlocksOf<K, std::void_t<decltype(K::kClusterBlocks)>> =
+        K::kClusterBlocks;
 
 }  // namespace binarymos::cuda

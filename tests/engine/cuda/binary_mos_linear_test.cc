@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/core/float16.h"
+#include "engine/kernels/cuda/binary_mos_fused.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
@@ -150,6 +151,48 @@ Result Apply(const Layer& layer, const std::vector<float>& x,
   return result;
 }
 
+cuda::BinaryMosShape ShapeOf(const Layer& layer) {
+  return {layer.shape.in, layer.shape.out, layer.shape.experts};
+}
+
+// Layers that share one token, each with its own options; in one launch.
+std::vector<Result> ApplyFused(const std::vector<const Layer*>& layers,
+                               const std::vector<float>& x, int clusters,
+                               const std::vector<Options>& options) {
+  cuda::FusedArgs args{
+      .x = x.data(),
+      .in = static_cast<int64_t>(x.size()),
+      .qmax = static_cast<float>((1 << (options[0].bits - 1)) - 1),
+      .num_tasks = static_cast<int>(layers.size())};
+  std::vector<Result> results(layers.size());
+  std::vector<std::vector<uint32_t>> signs;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const Layer& layer = *layers[i];
+    results[i].y = options[i].y;
+    if (results[i].y.empty()) results[i].y.resize(layer.shape.out, kNan);
+    results[i].gates.assign(layer.shape.experts, 0.0f);
+    signs.push_back(PackLayer(layer, options[0].order));
+    args.tasks[i] = {
+        .out = layer.shape.out,
+        .experts = layer.shape.experts,
+        .accumulate = options[i].accumulate,
+        .signs = signs.back().data(),
+        .gate = layer.shape.gate ? layer.gate.data() : nullptr,
+        .in_scale = layer.in_scale.data(),
+        .out_scale = layer.out_scale.data(),
+        .bias = layer.shape.bias ? layer.bias.data() : nullptr,
+        .y = results[i].y.data(),
+        .gate_sums = layer.shape.gate ? results[i].gates.data() : nullptr};
+  }
+  cuda::PlanClusters(clusters, args);
+  if (options[0].bits == 8) {
+    RunEmulated(cuda::FusedBinaryMos<8>{args}, options[0].order);
+  } else {
+    RunEmulated(cuda::FusedBinaryMos<16>{args}, options[0].order);
+  }
+  return results;
+}
+
 // All NaNs are one value here.
 uint32_t Bits(float value) {
   return std::bit_cast<uint32_t>(std::isnan(value) ? kNan : value);
@@ -191,6 +234,14 @@ void ExpectReference(const Layer& layer, const std::vector<float>& x,
   const auto expected = Expected(layer, x, options.bits);
   ExpectSameBits(result.gates, expected.gates);
   ExpectSameBits(result.y, expected.y);
+  if (static_cast<int64_t>(x.size()) != layer.shape.in ||
+      !cuda::CanFuse(ShapeOf(layer))) {
+    return;
+  }
+  // One token: the launch of clusters gives the same.
+  const Result fused = ApplyFused({&layer}, x, 2, {options})[0];
+  if (layer.shape.gate) ExpectSameBits(fused.gates, expected.gates);
+  ExpectSameBits(fused.y, expected.y);
 }
 
 TEST(CudaBinaryMosLinearTest, EveryNumberOfTokensMatchesTheReference) {
@@ -349,6 +400,93 @@ TEST(CudaBinaryMosLinearTest, NothingPastTheOutputIsWritten) {
         Apply(layer, Inputs(tokens * 264), {.y = before}).y;
     for (size_t i = tokens * 33; i < y.size(); ++i) EXPECT_EQ(y[i], 12345.0f);
   }
+}
+
+// All rows of a cluster, and those of several; more signs than are copied
+// early.
+TEST(CudaFusedBinaryMosTest, TheShapesOfLlamaMatchTwoLaunches) {
+  const struct {
+    int64_t in, out;
+    int clusters;
+  } cases[] = {{4096, 1024, 4}, {4096, 700, 1},  {11008, 256, 1},
+               {5120, 320, 1},  {5120, 2048, 1}, {13824, 320, 1}};
+  for (const auto& each : cases) {
+    SCOPED_TRACE(testing::Message() << each.in << " to " << each.out);
+    const Layer layer({.in = each.in, .out = each.out});
+    const std::vector<float> x = Inputs(each.in);
+    ExpectSameBits(ApplyFused({&layer}, x, each.clusters, {{}})[0].y,
+                   Apply(layer, x).y);
+  }
+}
+
+TEST(CudaFusedBinaryMosTest, LayersOfOneLaunchDoNotMixUp) {
+  const Layer q({.in = 1000, .out = 200, .bias = true});
+  const Layer k({.in = 1000, .out = 70, .experts = 2});
+  const Layer v({.in = 1000, .out = 33, .experts = 1, .gate = false});
+  const std::vector<float> x = Inputs(1000);
+  for (const int clusters : {1, 3, 4, 7, 16, 100}) {
+    for (const EmulatedOrder order :
+         {EmulatedOrder::kAscending, EmulatedOrder::kDescending}) {
+      SCOPED_TRACE(clusters);
+      const Options options{.order = order};
+      const std::vector<Result> results =
+          ApplyFused({&q, &k, &v}, x, clusters, {options, options, options});
+      ExpectSameBits(results[0].y, Expected(q, x).y);
+      ExpectSameBits(results[1].y, Expected(k, x).y);
+      ExpectSameBits(results[2].y, Expected(v, x).y);
+      ExpectSameBits(results[0].gates, Expected(q, x).gates);
+      ExpectSameBits(results[1].gates, Expected(k, x).gates);
+    }
+  }
+}
+
+TEST(CudaFusedBinaryMosTest, AccumulateAddsToWhatIsThereAndOnlyThere) {
+  for (const bool bias : {true, false}) {
+    const Layer layer({.in = 264, .out = 100, .bias = bias});
+    const std::vector<float> x = Inputs(264);
+    std::vector<float> before = Inputs(100, 99);
+    std::vector<float> expected = Expected(layer, x).y;
+    for (size_t i = 0; i < 100; ++i) expected[i] = before[i] + expected[i];
+    before.resize(164, 12345.0f);
+    expected.resize(164, 12345.0f);
+    ExpectSameBits(
+        ApplyFused({&layer}, x, 2, {{.accumulate = true, .y = before}})[0].y,
+        expected);
+  }
+}
+
+TEST(CudaFusedBinaryMosTest, AnInputThatIsNotFiniteMakesTheOutputNan) {
+  for (const bool gate : {true, false}) {
+    const Layer layer(
+        {.in = 2600, .out = 100, .experts = gate ? 4 : 1, .gate = gate});
+    for (const float bad : {kNan, kInf, -kInf}) {
+      for (const int64_t place : {0, 2599}) {
+        std::vector<float> x = Inputs(2600);
+        x[place] = bad;
+        ExpectSameBits(ApplyFused({&layer}, x, 2, {{}})[0].y,
+                       std::vector<float>(100, kNan));
+      }
+    }
+  }
+}
+
+TEST(CudaFusedBinaryMosTest, ClustersAreSharedByTheSizeOfTheLayers) {
+  cuda::FusedArgs args{.in = 4096, .num_tasks = 2};
+  args.tasks[0].out = args.tasks[1].out = 11008;
+  cuda::PlanClusters(16, args);
+  EXPECT_EQ(args.pairs_per_cluster, 43);
+  EXPECT_EQ(args.clusters[0], 8);
+  EXPECT_EQ(args.clusters[1], 8);
+  EXPECT_EQ(cuda::FusedBinaryMos<16>{args}.grid().x, 128);
+  // What an H200 gives a block, and so that two kernels of a layer fit.
+  EXPECT_LE(cuda::FusedBinaryMos<16>{args}.shared_bytes(), size_t{128} << 10);
+
+  cuda::FusedArgs wide{.in = 13824, .num_tasks = 1};
+  wide.tasks[0] = {.out = 100'000, .experts = 8};
+  cuda::PlanClusters(16, wide);
+  EXPECT_EQ(wide.pairs_per_cluster, cuda::kMaxFusedPairs);
+  EXPECT_EQ(wide.clusters[0], 49);  // 3125 pairs of tiles
+  EXPECT_LE(cuda::FusedBinaryMos<16>{wide}.shared_bytes(), size_t{227} << 10);
 }
 
 }  // namespace

@@ -28,6 +28,8 @@ OPERATION_MASK = 0x1FF
 BMMA = 0x03D
 LOCAL = {0x183: "LDL", 0x187: "STL"}
 REGISTERS_FOR_TWO_BLOCKS = 65536 // 512
+# Kernels that multiply on tensor cores.
+MULTIPLYING = ("MultiplyBinaryMos", "FusedBinaryMos")
 
 Kernel = collections.namedtuple("Kernel", "name operations registers")
 Image = collections.namedtuple("Image", "capability kernels")
@@ -141,7 +143,9 @@ class CompiledKernelsTest(unittest.TestCase):
 
     def test_the_multiplication_is_on_one_bit_tensor_cores(self):
         found = 0
-        for capability, kernel in self.kernels("MultiplyBinaryMos"):
+        for capability, kernel in self.kernels(MULTIPLYING):
+            if capability < 90 and kernel.name.startswith("Fused"):
+                continue  # needs clusters
             if capability >= 100:  # emulated from there on, by the hardware's
                 continue           # maker; the arithmetic is the same
             with self.subTest(kernel=kernel.name, capability=capability):
@@ -151,9 +155,18 @@ class CompiledKernelsTest(unittest.TestCase):
                 found += 1
         self.assertGreaterEqual(found, 5)
 
+    def test_the_fused_linear_is_empty_where_there_are_no_clusters(self):
+        for capability, kernel in self.kernels("FusedBinaryMos"):
+            size = sum(kernel.operations.values())
+            with self.subTest(kernel=kernel.name, capability=capability):
+                if capability < 90:
+                    self.assertLess(size, 64)
+                else:
+                    self.assertGreater(size, 500)
+
     def test_nothing_else_claims_to_be_a_tensor_core_kernel(self):
         for _, kernel in self.kernels():
-            if not kernel.name.startswith("MultiplyBinaryMos"):
+            if not kernel.name.startswith(MULTIPLYING):
                 self.assertEqual(kernel.operations[BMMA], 0, kernel.name)
 
     def test_no_register_spills_to_memory(self):
@@ -169,7 +182,7 @@ class CompiledKernelsTest(unittest.TestCase):
             print(f"  sm_{capability} {kernel.name}: {kernel.registers} "
                   f"registers, {sum(kernel.operations.values())} instructions")
             self.assertGreater(kernel.registers, 0)
-            if kernel.name.startswith(("Multiply", "Prepare")):
+            if kernel.name.startswith(("Multiply", "Prepare", "Fused")):
                 self.assertLessEqual(kernel.registers,
                                      REGISTERS_FOR_TWO_BLOCKS, kernel.name)
 

@@ -3,15 +3,22 @@
 #pragma once
 
 #include <array>
+#include <barrier>
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "engine/core/check.h"
 #include "engine/kernels/cuda/binary_mos_layout.h"
 #include "engine/kernels/cuda/device_code.h"
+#include "engine/kernels/cuda/kernel.h"
 
 namespace binarymos {
 
@@ -48,6 +55,13 @@ class EmulatedBlock {
                    Aligned{{~0u, ~0u, ~0u, ~0u}});
   }
 
+  // For blocks of a cluster, which run in threads of their own.
+  void JoinCluster(std::barrier<>* barrier,
+                   const std::vector<std::unique_ptr<EmulatedBlock>>* cluster) {
+    barrier_ = barrier;
+    cluster_ = cluster;
+  }
+
   int64_t x() const { return x_; }
   int64_t y() const { return y_; }
   void* shared() { return shared_.data(); }
@@ -80,6 +94,52 @@ class EmulatedBlock {
     }
     return result;
   }
+
+  PerThread<uint32_t> WarpMax(PerThread<uint32_t>& values) {
+    return OverWarps(values,
+                     [](uint32_t a, uint32_t b) { return a > b ? a : b; });
+  }
+  PerThread<int32_t> WarpSum(PerThread<int32_t>& values) {
+    return OverWarps(values, [](int32_t a, int32_t b) { return a + b; });
+  }
+
+  // Done when it is awaited, not before.
+  void CopyAsync(void* to, const void* from) {
+    BINARYMOS_CHECK(reinterpret_cast<uintptr_t>(to) % 16 == 0 &&
+                    reinterpret_cast<uintptr_t>(from) % 16 == 0);
+    copies_.emplace_back(to, from);
+  }
+  void CopyAsyncOnce(void* to, const void* from) { CopyAsync(to, from); }
+  void CommitCopies() { copy_groups_.push_back(std::exchange(copies_, {})); }
+  template <int kPending>
+  void AwaitCopies() {
+    while (copy_groups_.size() > kPending) {
+      for (const auto& [to, from] : copy_groups_.front()) {
+        std::memcpy(to, from, 16);
+      }
+      copy_groups_.pop_front();
+    }
+  }
+
+  void ClusterArrive() {
+    BINARYMOS_CHECK(!arrival_.has_value());
+    arrival_.emplace(barrier_->arrive());
+  }
+  void ClusterWait() {
+    BINARYMOS_CHECK(arrival_.has_value());
+    barrier_->wait(*std::move(arrival_));
+    arrival_.reset();
+  }
+  void StoreToRank(float* to, int rank, float value) {
+    const size_t offset =
+        reinterpret_cast<uint8_t*>(to) - static_cast<uint8_t*>(shared());
+    BINARYMOS_CHECK_LT(offset, shared_.size() * sizeof(Aligned));
+    auto* base = static_cast<uint8_t*>((*cluster_)[rank]->shared());
+    *reinterpret_cast<float*>(base + offset) = value;
+  }
+
+  void LaunchDependents() {}
+  void WaitForPrevious() {}
 
   // mma.m16n8k256.row.col.s32.b1.b1.s32.and.popc, with the fragments as the
   // PTX ISA gives them, element by element (element i of a fragment is bit
@@ -121,12 +181,49 @@ class EmulatedBlock {
     uint32_t words[4];
   };
 
+  template <typename T, typename F>
+  PerThread<T> OverWarps(PerThread<T>& values, F combine) {
+    PerThread<T> result;
+    for (int warp = 0; warp < num_threads_; warp += cuda::kWarp) {
+      T all = values[warp];
+      for (int i = 1; i < cuda::kWarp; ++i)
+        all = combine(all, values[warp + i]);
+      for (int i = 0; i < cuda::kWarp; ++i) result[warp + i] = all;
+    }
+    return result;
+  }
+
   int64_t x_;
   int64_t y_;
   int num_threads_;
   EmulatedOrder order_;
   std::vector<Aligned> shared_;
+  std::vector<std::pair<void*, const void*>> copies_;
+  std::deque<std::vector<std::pair<void*, const void*>>> copy_groups_;
+  std::barrier<>* barrier_ = nullptr;
+  const std::vector<std::unique_ptr<EmulatedBlock>>* cluster_ = nullptr;
+  std::optional<std::barrier<>::arrival_token> arrival_;
 };
+
+// The blocks of a cluster, side by side.
+template <typename Kernel>
+void RunEmulatedCluster(const Kernel& kernel, int64_t cluster,
+                        EmulatedOrder order) {
+  constexpr int kBlocks = Kernel::kClusterBlocks;
+  std::barrier<> barrier(kBlocks);
+  std::vector<std::unique_ptr<EmulatedBlock>> blocks;
+  for (int rank = 0; rank < kBlocks; ++rank) {
+    blocks.push_back(std::make_unique<EmulatedBlock>(
+        cluster * kBlocks + rank, 0, Kernel::kThreads, kernel.shared_bytes(),
+        order));
+    blocks.back()->JoinCluster(&barrier, &blocks);
+  }
+  std::vector<std::thread> threads;
+  for (const auto& block : blocks) {
+    threads.emplace_back([&kernel, &block] { kernel(*block); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
 
 // All blocks of a launch.
 template <typename Kernel>
@@ -136,9 +233,15 @@ void RunEmulated(const Kernel& kernel,
   const int64_t count = grid.x * grid.y;
   for (int64_t n = 0; n < count; ++n) {
     const int64_t i = order == EmulatedOrder::kAscending ? n : count - 1 - n;
-    EmulatedBlock block(i % grid.x, i / grid.x, Kernel::kThreads,
-                        kernel.shared_bytes(), order);
-    kernel(block);
+    if constexpr (cuda::kClusterBlocksOf < Kernel >> 1) {
+      if (i % Kernel::kClusterBlocks == 0) {
+        RunEmulatedCluster(kernel, i / Kernel::kClusterBlocks, order);
+      }
+    } else {
+      EmulatedBlock block(i % grid.x, i / grid.x, Kernel::kThreads,
+                          kernel.shared_bytes(), order);
+      kernel(block);
+    }
   }
 }
 

@@ -23,6 +23,7 @@ struct EmulatedDevice {
   size_t total_memory = size_t{4} << 30;
   int num_sms = 132;
   size_t max_shared_bytes = 227 << 10;
+  int max_clusters = 2;
   EmulatedOrder order = EmulatedOrder::kAscending;
   int launches_until_failure = -1;  // -1: never; then every call fails
   bool refuse_capture = false;
@@ -57,6 +58,7 @@ class EmulatedDriver : public CudaDriver {
     info_.compute_major = 9;
     info_.num_sms = device->num_sms;
     info_.max_shared_bytes = device->max_shared_bytes;
+    info_.max_clusters = device->max_clusters;
   }
 
   const CudaDeviceInfo& info() const override { return info_; }
