@@ -319,14 +319,21 @@ struct FusedBinaryMos {
                                      const Shared& shared) const {
     const int64_t row = FinishedRow(thread, part);
     if (row < 0) return;
-    BINARYMOS_UNROLL_BY_4
-    for (int e = 0; e < part.task.experts; ++e) {
-      shared.fixed->out_scale[e][thread] =
-          part.task.out_scale[e * part.task.out + row];
+    // All loads before the first store: they wait for memory together.
+    uint16_t scale[kMaxFusedExperts];
+    BINARYMOS_UNROLL
+    for (int e = 0; e < kMaxFusedExperts; ++e) {
+      scale[e] = e < part.task.experts
+                     ? part.task.out_scale[e * part.task.out + row]
+                     : uint16_t{0};
     }
-    if (part.task.bias != nullptr) {
-      shared.fixed->bias[thread] = part.task.bias[row];
+    const uint16_t bias =
+        part.task.bias != nullptr ? part.task.bias[row] : uint16_t{0};
+    BINARYMOS_UNROLL
+    for (int e = 0; e < kMaxFusedExperts; ++e) {
+      shared.fixed->out_scale[e][thread] = scale[e];
     }
+    shared.fixed->bias[thread] = bias;
   }
 
   // --- After it -------------------------------------------------------------

@@ -10,7 +10,7 @@
 // token computes the router anew, which is cheaper than waiting for another.
 // Router: four threads per expert and slice, four canonical lanes each, 64
 // sums at a time. Then a warp per slice: thread l holds inputs l, l + 32, ...,
-// so that a ballot per bit and 32 inputs makes one word of a plane.
+// and a transposition of 32 x 32 bits makes a word of a plane of 32 inputs.
 //
 // Bytes per token and block: 4 in (x, twice) + 2 E in (gate), plus 2 E in
 // (in_scale) and 2 in (planes, P = 16) per token. 4096 inputs, E = 4: 48 KiB
@@ -81,16 +81,15 @@ struct PrepareBinaryMos {
   template <typename Block>
   BINARYMOS_DEVICE void Route(Block& block, Shared& shared) const {
     const float* row = x + block.x() * in;
-    const auto product = [&](int expert, int64_t k, float* lanes) {
-      const Floats4 four = LoadPack<Floats4>(row + k);
+    const auto load = [&](int expert, int64_t k) {
       const Halves4 weights = LoadPack<Halves4>(gate + expert * in + k);
+      typename GroupedSums<kMaxExperts>::Factors factors;
+      factors.a = LoadPack<Floats4>(row + k);
       BINARYMOS_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        lanes[i] = Fma(four.v[i], ToFloat(weights.v[i]), lanes[i]);
-      }
+      for (int i = 0; i < 4; ++i) factors.b.v[i] = ToFloat(weights.v[i]);
+      return factors;
     };
-    shared.sums.template Add<kThreads>(block, in, experts, product,
-                                       shared.logits);
+    shared.sums.template Add<kThreads>(block, in, experts, load, shared.logits);
     block.Sync();
     block.ForEach([&](int thread) {
       if (thread >= experts) return;
@@ -118,26 +117,18 @@ struct PrepareBinaryMos {
     // The bits of |u| order like |u|; infinities and NaN are above the rest.
     typename Block::template PerThread<uint32_t> max;
     block.ForEach([&](int thread) {
-      const int64_t slice = first + thread / kWarp;
+      const int64_t k =
+          (first + thread / kWarp) * kSliceInputs + thread % kWarp;
+      const int64_t limit = first + thread / kWarp < end ? in : 0;
+      ScaleInputs(block.x(), k, limit, shared.gates, inputs[thread].u);
       max[thread] = 0;
       BINARYMOS_UNROLL
       for (int i = 0; i < kInputsPerThread; ++i) {
-        const int64_t k = slice * kSliceInputs + i * kWarp + thread % kWarp;
-        const float u =
-            slice < end && k < in ? Scaled(block.x(), k, shared.gates) : 0.0f;
-        const uint32_t bits = FloatBits(u) & 0x7fffffffu;
+        const uint32_t bits = FloatBits(inputs[thread].u[i]) & 0x7fffffffu;
         max[thread] = bits > max[thread] ? bits : max[thread];
-        inputs[thread].u[i] = u;
       }
     });
-    BINARYMOS_UNROLL
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-      typename Block::template PerThread<uint32_t> other =
-          block.ShuffleXor(max, mask);
-      block.ForEach([&](int thread) {
-        if (other[thread] > max[thread]) max[thread] = other[thread];
-      });
-    }
+    max = block.WarpMax(max);
 
     struct Integers {
       int32_t v[kInputsPerThread];
@@ -154,44 +145,29 @@ struct PrepareBinaryMos {
         sum[thread] += q[thread].v[i];
       }
     });
+    sum = block.WarpSum(sum);
+    // Of inputs 32 i and on in the lower half, 32 (i + 4) and on in the upper:
+    // lane l gets plane l % 16 and words 4 (l / 16) to 4 (l / 16) + 3.
     typename Block::template PerThread<Words4> words;
-    block.ForEach([&](int thread) { words[thread] = {}; });
-    BINARYMOS_NO_UNROLL
-    for (int plane = 0; plane < layout.num_planes; ++plane) {
-      typename Block::template PerThread<Pack<uint32_t, kSliceWords>> unit;
-      BINARYMOS_UNROLL
-      for (int i = 0; i < kSliceWords; ++i) {
-        typename Block::template PerThread<int32_t> bit;
-        block.ForEach(
-            [&](int thread) { bit[thread] = q[thread].v[i] >> plane & 1; });
-        typename Block::template PerThread<uint32_t> word = block.Ballot(bit);
-        block.ForEach([&](int thread) { unit[thread].v[i] = word[thread]; });
-      }
-      // Thread l keeps half of plane l / 2: words 4 (l % 2) and on.
-      block.ForEach([&](int thread) {
-        const int lane = thread % kWarp;
-        if (lane / 2 != plane) return;
-        BINARYMOS_UNROLL
-        for (int i = 0; i < 4; ++i) {
-          words[thread].v[i] =
-              lane % 2 == 0 ? unit[thread].v[i] : unit[thread].v[i + 4];
-        }
-      });
-    }
     BINARYMOS_UNROLL
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-      typename Block::template PerThread<int32_t> other =
-          block.ShuffleXor(sum, mask);
-      block.ForEach([&](int thread) { sum[thread] += other[thread]; });
+    for (int i = 0; i < 4; ++i) {
+      typename Block::template PerThread<uint32_t> bits;
+      block.ForEach([&](int thread) {
+        const int32_t* v = q[thread].v;
+        bits[thread] = (static_cast<uint32_t>(v[i]) & 0xffffu) |
+                       static_cast<uint32_t>(v[i + 4]) << 16;
+      });
+      TransposeInWarps(block, bits);
+      block.ForEach([&](int thread) { words[thread].v[i] = bits[thread]; });
     }
     block.ForEach([&](int thread) {
       const int64_t slice = first + thread / kWarp;
       const int lane = thread % kWarp;
       if (slice >= end) return;
-      if (lane / 2 < layout.num_planes) {
-        *reinterpret_cast<Words4*>(planes +
-                                   layout.UnitWord(block.x(), slice, lane / 2) +
-                                   lane % 2 * 4) = words[thread];
+      if (lane % 16 < layout.num_planes) {
+        *reinterpret_cast<Words4*>(
+            planes + layout.UnitWord(block.x(), slice, lane % 16) +
+            lane / 16 * 4) = words[thread];
       }
       if (lane == 0) {
         slices[slice * layout.tokens + block.x()] = {
@@ -200,14 +176,28 @@ struct PrepareBinaryMos {
     });
   }
 
-  // x ⊙ s_in.
-  BINARYMOS_DEVICE float Scaled(int64_t token, int64_t k,
-                                const float* g) const {
-    float scale = 0.0f;
-    for (int e = 0; e < experts; ++e) {
-      scale = Fma(g[e], ToFloat(in_scale[e * in + k]), scale);
+  // u = x ⊙ s_in of inputs k, k + 32, ..., zeros from `limit` on.
+  BINARYMOS_DEVICE void ScaleInputs(int64_t token, int64_t k, int64_t limit,
+                                    const float* g,
+                                    float (&u)[kInputsPerThread]) const {
+    float scale[kInputsPerThread];
+    BINARYMOS_UNROLL
+    for (int i = 0; i < kInputsPerThread; ++i) {
+      u[i] = k + i * kWarp < limit ? x[token * in + k + i * kWarp] : 0.0f;
+      scale[i] = 0.0f;
     }
-    return x[token * in + k] * scale;
+    BINARYMOS_UNROLL_BY_4
+    for (int e = 0; e < experts; ++e) {
+      BINARYMOS_UNROLL
+      for (int i = 0; i < kInputsPerThread; ++i) {
+        const uint16_t half = k + i * kWarp < limit
+                                  ? in_scale[e * in + k + i * kWarp]
+                                  : uint16_t{0};
+        scale[i] = Fma(g[e], ToFloat(half), scale[i]);
+      }
+    }
+    BINARYMOS_UNROLL
+    for (int i = 0; i < kInputsPerThread; ++i) u[i] *= scale[i];
   }
 };
 

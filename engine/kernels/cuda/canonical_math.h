@@ -95,14 +95,18 @@ BINARYMOS_DEVICE void ReduceAddInQuads(
 template <int kMaxSums>
 class GroupedSums {
  public:
+  struct Factors {
+    Floats4 a, b;
+  };
+
   // Sets totals[0 .. count - 1], in shared memory too, for the threads that
-  // have passed a Sync() after it. products(sum, k, lanes) does lanes[i] =
-  // Fma(a[k + i], b[k + i], lanes[i]) for four i, zeros past the end; k is a
-  // multiple of 4 below num_inputs. Four threads make the sum of a slice: a
-  // chain of 16, its loads in flight together.
-  template <int kThreads, typename Block, typename Products>
+  // have passed a Sync() after it. load(sum, k) is a Factors of what is
+  // multiplied for inputs k to k + 3, zeros past the end; k is a multiple of 4
+  // below num_inputs. Four threads make the sum of a slice: a chain of 16, its
+  // loads eight at a time.
+  template <int kThreads, typename Block, typename Load>
   BINARYMOS_DEVICE void Add(Block& block, int64_t num_inputs, int count,
-                            Products products, float* totals) {
+                            Load load, float* totals) {
     const int64_t num_slices = CeilDiv(num_inputs, kSliceInputs);
     const int per_pass = kBuffer / count;
     block.ForEach([&](int thread) {
@@ -115,7 +119,7 @@ class GroupedSums {
       const int slices = left < per_pass ? static_cast<int>(left) : per_pass;
       block.Sync();  // everyone has read the pass before
       for (int i = 0; i < slices * count; i += kThreads / 4) {
-        AddSlices(block, first, i, slices * count, count, num_inputs, products);
+        AddSlices(block, first, i, slices * count, count, num_inputs, load);
       }
       block.Sync();
       block.ForEach([&](int thread) {
@@ -139,13 +143,14 @@ class GroupedSums {
 
  private:
   static constexpr int kBuffer = 512;
+  static constexpr int kLoads = 8;
   static_assert(kMaxSums <= kBuffer);
 
   // Slice sums begin, begin + 1, ... of a pass, a quad of threads each.
-  template <typename Block, typename Products>
+  template <typename Block, typename Load>
   BINARYMOS_DEVICE void AddSlices(Block& block, int64_t first, int begin,
                                   int end, int count, int64_t num_inputs,
-                                  Products& products) {
+                                  Load& load) {
     typename Block::template PerThread<Floats4> lanes;
     typename Block::template PerThread<float> sum;
     block.ForEach([&](int thread) {
@@ -153,10 +158,23 @@ class GroupedSums {
       const int i = begin + thread / 4;
       if (i >= end) return;
       const int64_t k = (first + i / count) * kSliceInputs + thread % 4 * 4;
-      BINARYMOS_UNROLL_BY_16
-      for (int step = 0; step < kSliceInputs; step += kSumLanes) {
-        if (k + step < num_inputs) {
-          products(i % count, k + step, lanes[thread].v);
+      const int which = i % count;
+      BINARYMOS_UNROLL
+      for (int begin_step = 0; begin_step < kSliceInputs;
+           begin_step += kLoads * kSumLanes) {
+        Factors factors[kLoads];
+        BINARYMOS_UNROLL
+        for (int j = 0; j < kLoads; ++j) {
+          const int64_t at = k + begin_step + j * kSumLanes;
+          factors[j] = at < num_inputs ? load(which, at) : Factors{};
+        }
+        BINARYMOS_UNROLL
+        for (int j = 0; j < kLoads; ++j) {
+          BINARYMOS_UNROLL
+          for (int n = 0; n < 4; ++n) {
+            lanes[thread].v[n] =
+                Fma(factors[j].a.v[n], factors[j].b.v[n], lanes[thread].v[n]);
+          }
         }
       }
     });

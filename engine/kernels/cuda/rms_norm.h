@@ -32,14 +32,11 @@ struct RmsNorm {
   BINARYMOS_DEVICE void operator()(Block& block) const {
     auto& shared = *static_cast<Shared*>(block.shared());
     const float* row = x + block.x() * hidden;
-    const auto square = [&](int, int64_t k, float* lanes) {
+    const auto load = [&](int, int64_t k) {
       const Floats4 four = LoadFour(row, k);
-      BINARYMOS_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        lanes[i] = Fma(four.v[i], four.v[i], lanes[i]);
-      }
+      return GroupedSums<1>::Factors{four, four};
     };
-    shared.sums.template Add<kThreads>(block, hidden, 1, square, &shared.sum);
+    shared.sums.template Add<kThreads>(block, hidden, 1, load, &shared.sum);
     block.Sync();
     block.ForEach([&](int thread) {
       const float mean = shared.sum / static_cast<float>(hidden);
