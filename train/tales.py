@@ -107,7 +107,8 @@ fixed; nothing in it was taken from another model.
 Perplexity by the authors' protocol in windows of {window} tokens, in PyTorch.
 The last two columns are of 50 samples of 128 tokens at temperature 0.8: how
 many of their words occur in the training text (of {student[words]} here), and
-how often the commonest run of four words occurs in one sample.
+how often the commonest run of four words occurs in one sample. Texts of
+another tokenizer's models have other perplexities: these are per token.
 
 ## Data
 
@@ -132,9 +133,10 @@ size {inner}, tied embeddings, {window} positions.
 
 Windows of {window} tokens, on {machine}. The student learns from the teacher
 only, as `train/README.md` states. Of each run, the model with the lowest
-held-out perplexity is kept.
+held-out perplexity is kept, so the held-out text is not quite unseen.
 
-    train/tales.py --train TRAIN.txt --valid VALID.txt --work DIR --out models/tales
+    train/tales.py --train TRAIN.txt --valid VALID.txt --work DIR \\
+        --out models/tales{limits}
 
 ## Licence
 
@@ -173,7 +175,9 @@ def write_card(args, runs, figures):
         vocabulary=CONFIG.vocab_size, hidden=CONFIG.hidden_size,
         layers=CONFIG.num_hidden_layers, heads=CONFIG.num_attention_heads,
         kv=CONFIG.num_key_value_heads, inner=CONFIG.intermediate_size,
-        machine=machine(args.device), **facts)
+        machine=machine(args.device), limits=(
+            " --max-seconds {:g} {:g}".format(*args.max_seconds)
+            if any(args.max_seconds) else ""), **facts)
     with open(os.path.join(args.out, "README.md"), "w",
               encoding="utf-8") as file:
         file.write(card)

@@ -12,6 +12,7 @@ from .config import LlamaConfig
 from .model import Llama, binary_linears
 
 _INDEX = "model.safetensors.index.json"
+_SMALLEST = np.finfo(np.float16).smallest_subnormal
 _COMPANIONS = ("tokenizer.model", "tokenizer_config.json",
                "generation_config.json", "special_tokens_map.json")
 
@@ -51,14 +52,23 @@ def load_model(model_dir, dropout=0.0):
     return model
 
 
+def to_float16(values):
+    """Rounds, but nothing to zero: a latent weight that ends very near zero
+    still has its sign, which is all that counts."""
+    with np.errstate(over="ignore"):
+        array = values.astype(np.float16)
+    lost = (array == 0) & (values != 0)
+    array[lost] = np.copysign(_SMALLEST, values[lost])
+    return array
+
+
 def save_state(model_dir, config, state, companions_from=None):
     """Writes config.json and model.safetensors (float16) from {name: tensor};
     copies the tokenizer's files from the directory `companions_from`."""
     os.makedirs(model_dir, exist_ok=True)
     arrays = {}
     for name, tensor in state.items():
-        with np.errstate(over="ignore"):
-            array = tensor.detach().cpu().numpy().astype(np.float16)
+        array = to_float16(tensor.detach().cpu().numpy())
         if not np.isfinite(array).all():
             raise ValueError(f"{name} does not fit float16")
         arrays[name] = array

@@ -2,6 +2,7 @@
 reads: one bit per latent weight, scales in float16."""
 
 import argparse
+import json
 import os
 
 import numpy as np
@@ -83,12 +84,43 @@ def pack(source, target):
     return zeros
 
 
+def unpack(source, target):
+    """The published layout of a packed model, to train from it or to measure
+    it: latent weights of -1 and +1."""
+    with open(os.path.join(source, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    experts = config.pop("quantization_config")["num_experts"]
+    config["num_expert"] = experts
+    names = {short: long for long, short in _SUFFIXES.items()}
+    tensors = {}
+    for name, array in safetensors.load(
+            os.path.join(source, "model.safetensors")):
+        owner, _, suffix = name.rpartition(".")
+        if suffix == "sign":
+            array = unpack_signs(array).astype(np.float16)
+            if experts == 1:  # the published layout has a router that is idle
+                tensors[owner + ".gate_linear.weight"] = np.zeros(
+                    (1, array.shape[1]), np.float16)
+        tensors[f"{owner}.{names.get(suffix, suffix)}"] = array
+    os.makedirs(target, exist_ok=True)
+    checkpoint.copy_companions(source, target)
+    safetensors.save(os.path.join(target, "model.safetensors"), tensors,
+                     {"format": "pt"})
+    checkpoint.write_json(os.path.join(target, "config.json"), config)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="binarymos_train.pack",
                                      description=__doc__)
     parser.add_argument("source", help="directory in the published layout")
     parser.add_argument("target", help="directory to write")
+    parser.add_argument("--unpack", action="store_true",
+                        help="the other way round: latent weights are signs")
     args = parser.parse_args(argv)
+    if args.unpack:
+        unpack(args.source, args.target)
+        print(f"wrote {args.target}", flush=True)
+        return
     zeros = pack(args.source, args.target)
     for name, count in zeros.items():
         print(f"{name}: {count} exact zeros became +1")

@@ -129,6 +129,13 @@ class PublishedLayoutTest(FolderTest):
             with self.assertRaisesRegex(ValueError, message):
                 checkpoint.load_model(self.path("m"))
 
+    def test_a_sign_outlives_the_rounding_to_float16(self):
+        values = np.array([1e-30, -1e-30, 0, -2e-8, 0.5], np.float32)
+        array = checkpoint.to_float16(values)
+        self.assertEqual(array.dtype, np.float16)
+        self.assertEqual(np.sign(array).tolist(), [1, -1, 0, -1, 1])
+        self.assertLess(abs(array[:4]).max(), 1e-7)
+
     def test_refuses_a_value_beyond_float16(self):
         teacher = tiny.teacher()
         with torch.no_grad():
@@ -168,7 +175,7 @@ class PackTest(FolderTest):
         student = checkpoint.make_student(
             tiny.teacher(attention_bias=True), 4, seed=1)
         with torch.no_grad():
-            student.model.layers[0].mlp.up_proj.weight[3, 5] = 1e-9
+            student.model.layers[0].mlp.up_proj.weight[3, 5] = 0
         checkpoint.save_model(self.path("m"), student)
         zeros = pack.pack(self.path("m"), self.path("p"))
         self.assertEqual(zeros, {"model.layers.0.mlp.up_proj": 1})
@@ -206,6 +213,25 @@ class PackTest(FolderTest):
         self.assertFalse([name for name in tensors if name.endswith("gate")])
         self.assertEqual(
             tensors["model.layers.0.mlp.down_proj.in_scale"].shape, (1, 24))
+
+    def test_what_is_unpacked_computes_the_same_and_packs_to_the_same(self):
+        for experts in (1, 4):
+            student = checkpoint.make_student(
+                tiny.teacher(attention_bias=True), experts, seed=1)
+            m, p, u, again = (self.path(f"{name}{experts}")
+                              for name in ("m", "p", "u", "again"))
+            checkpoint.save_model(m, student)
+            pack.pack(m, p)
+            pack.unpack(p, u)
+            tokens = torch.randint(0, 64, (2, 9))
+            torch.testing.assert_close(
+                checkpoint.load_model(u)(tokens)[0],
+                checkpoint.load_model(m)(tokens)[0], rtol=0, atol=0)
+            pack.pack(u, again)
+            for name in ("config.json", "model.safetensors"):
+                with open(os.path.join(p, name), "rb") as first, \
+                        open(os.path.join(again, name), "rb") as second:
+                    self.assertEqual(first.read(), second.read(), name)
 
     def test_refuses_a_float_model(self):
         checkpoint.save_model(self.path("m"), tiny.teacher())
