@@ -141,7 +141,9 @@ absl::Status RunLinearBench(const LinearBenchOptions& options) {
   }
   auto created = CreateBackend({.device = options.device,
                                 .num_threads = options.num_threads,
-                                .activation_bits = options.activation_bits});
+                                .activation_bits = options.activation_bits,
+                                .cuda_clusters = options.cuda_clusters,
+                                .cuda_overlap = options.cuda_overlap});
   if (!created.ok()) return created.status();
   const std::shared_ptr<Backend> backend = *std::move(created);
   const int max_tokens =

@@ -10,9 +10,11 @@
 namespace binarymos {
 
 struct LinearBenchOptions {
-  std::string device = "auto";                     // as of `serve`
-  int num_threads = 0;                             // 0: all
-  int activation_bits = 0;                         // 0: the device's default
+  std::string device = "auto";  // as of `serve`
+  int num_threads = 0;          // 0: all
+  int activation_bits = 0;      // 0: the device's default
+  bool cuda_clusters = true;
+  bool cuda_overlap = true;
   std::vector<std::string> kinds = {"binarymos"};  // onebit, float16
   std::vector<int> tokens = {1, 8, 32, 128};       // rows of a batch
   int repeats = 5;

@@ -161,12 +161,20 @@ int RunLinear(const BenchOptions& options) {
   return Exit(RunLinearBench(options.linear));
 }
 
+void AddCudaSwitches(CLI::App& app, bool& clusters, bool& overlap) {
+  app.add_flag("--cuda-clusters,!--no-cuda-clusters", clusters,
+               "A linear of one token in one launch (CUDA)");
+  app.add_flag("--cuda-overlap,!--no-cuda-overlap", overlap,
+               "Kernels begin before the one ahead ends (CUDA)");
+}
+
 void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
   app.add_option("--device", options.device, "auto, cpu, cuda[:n]");
   app.add_option("--threads", options.num_threads, "CPU threads; 0: all")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--activation-bits", options.activation_bits,
                  "8, 12, 14 or 16; 0: the device's default");
+  AddCudaSwitches(app, options.cuda_clusters, options.cuda_overlap);
   app.add_option("--kinds", options.kinds, "binarymos, onebit, float16");
   app.add_option("--tokens", options.tokens, "One row for each number")
       ->check(CLI::PositiveNumber);
@@ -185,6 +193,8 @@ void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
                  "8, 12, 14 or 16; 0: the device's default");
   app.add_flag("--cuda-graphs,!--no-cuda-graphs", options.backend.cuda_graphs,
                "Replay recorded steps (CUDA)");
+  AddCudaSwitches(app, options.backend.cuda_clusters,
+                  options.backend.cuda_overlap);
   app.add_option("--seconds", options.seconds, "Time of one row")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
