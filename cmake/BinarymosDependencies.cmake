@@ -8,7 +8,11 @@ find_package(absl REQUIRED)
 set(Protobuf_USE_STATIC_LIBS ON)
 find_package(Protobuf REQUIRED)
 find_library(GRPCPP_REFLECTION libgrpc++_reflection.a REQUIRED)
-target_link_options(binarymos_options INTERFACE -Wl,--exclude-libs,ALL)
+# The fuzzers take no protobuf, and Clang's sanitizers are an archive whose
+# operators new and delete every library must see.
+if(NOT BINARYMOS_FUZZ)
+  target_link_options(binarymos_options INTERFACE -Wl,--exclude-libs,ALL)
+endif()
 target_compile_options(
   binarymos_options
   INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fvisibility-inlines-hidden>)
