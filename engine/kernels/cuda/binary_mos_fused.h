@@ -122,9 +122,12 @@ struct FusedBinaryMos {
   template <typename Block>
   BINARYMOS_DEVICE void operator()(Block& block) const {
     block.LaunchDependents();
-    block.ClusterArrive();
     const Part part = PartOf(block.x());
     const Shared shared = Layout(block.shared());
+    block.ForEach([&](int thread) {
+      if (thread == 0) OpenMailboxes(block, part, *shared.fixed);
+    });
+    block.ClusterArrive();
     block.ForEach([&](int thread) { CopyScales(block, thread, part, shared); });
     block.CommitCopies();
     block.ForEach([&](int thread) { CopySigns(block, thread, part, shared); });
@@ -135,14 +138,16 @@ struct FusedBinaryMos {
     block.ForEach([&](int thread) { LoadInputs(thread, part, shared); });
     block.template AwaitCopies<1>();
     block.Sync();
-    block.ClusterWait();  // every block of the cluster runs
+    block.ClusterWait();  // every block of the cluster has its mailboxes
     Route(block, part, shared);
     Quantize(block, part, shared);
     block.template AwaitCopies<0>();
     Multiply(block, part, shared);
-    block.ClusterArrive();
-    block.ClusterWait();
-    block.ForEach([&](int thread) { Finish(thread, part, shared); });
+    block.ForEach([&](int thread) {
+      if (FinishedRow(thread, part) < 0) return;
+      block.AwaitMailbox(&shared.fixed->rows_box);
+      Finish(thread, part, shared);
+    });
   }
 
  private:
@@ -156,7 +161,9 @@ struct FusedBinaryMos {
     alignas(16) uint32_t planes[kMaxFusedSlices][16][kSliceWords];
     alignas(16) uint32_t max[kMaxFusedSlices][kWarps];  // of |u|, as bits
     alignas(16) int32_t sum[kMaxFusedSlices][kWarps];   // of q
-    // Written by the other blocks of the cluster.
+    // Written by all blocks of the cluster.
+    uint64_t logits_box;
+    uint64_t rows_box;
     alignas(16) float partial[kClusterBlocks][kThreads];
     float logits[kClusterBlocks][kMaxFusedExperts];
     float slice_sums[kMaxFusedSlices * kMaxFusedExperts];
@@ -253,6 +260,18 @@ struct FusedBinaryMos {
   }
 
   // --- Before the wait ------------------------------------------------------
+
+  // What every block of the cluster will send: its logits, and its part of the
+  // rows that this block finishes.
+  template <typename Block>
+  BINARYMOS_DEVICE void OpenMailboxes(Block& block, const Part& part,
+                                      Fixed& fixed) const {
+    constexpr int kFloats = kClusterBlocks * static_cast<int>(sizeof(float));
+    const int pairs =
+        (part.pairs - part.rank + kClusterBlocks - 1) / kClusterBlocks;
+    block.OpenMailbox(&fixed.logits_box, kFloats * part.task.experts);
+    block.OpenMailbox(&fixed.rows_box, kFloats * kPairRows * pairs);
+  }
 
   // gate and in_scale of the group, zeros where there is no input.
   template <typename Block>
@@ -374,13 +393,12 @@ struct FusedBinaryMos {
       for (int s = 0; s < part.slices; ++s) {
         sum += fixed.slice_sums[s * experts + expert];
       }
-      block.StoreToRank(&fixed.logits[part.rank][expert],
-                        thread / kMaxFusedExperts, sum);
+      block.SendToRank(&fixed.logits[part.rank][expert],
+                       thread / kMaxFusedExperts, sum, &fixed.logits_box);
     });
-    block.ClusterArrive();
-    block.ClusterWait();
     block.ForEach([&](int thread) {
       if (thread >= experts) return;
+      block.AwaitMailbox(&fixed.logits_box);
       float own = 0.0f;
       float max = 0.0f;
       for (int e = 0; e < experts; ++e) {
@@ -586,9 +604,9 @@ struct FusedBinaryMos {
         const int warp = thread / kWarp;
         if (warp + kWarps * j >= part.pairs) return;
         const int row = thread % 4 * 8 + thread % kWarp / 4;  // of the pair
-        block.StoreToRank(
-            &shared.fixed->partial[part.rank][j * kPairRows + row], warp,
-            total[thread]);
+        Fixed& other = *shared.fixed;
+        block.SendToRank(&other.partial[part.rank][j * kPairRows + row], warp,
+                         total[thread], &other.rows_box);
       });
     }
   }

@@ -127,16 +127,41 @@ class DeviceBlock {
     __syncwarp();
     asm volatile("barrier.cluster.wait.acquire.aligned;" : : : "memory");
   }
-  __device__ __forceinline__ void StoreToRank(float* to, int rank,
-                                              float value) const {
-    uint32_t address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;"
-        : "=r"(address)
-        : "r"(SharedAddress(to)), "r"(rank));
-    asm volatile("st.shared::cluster.f32 [%0], %1;"
+  // A mailbox is a barrier in shared memory that counts bytes.
+  __device__ __forceinline__ void OpenMailbox(uint64_t* box, int bytes) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;"
                  :
-                 : "r"(address), "f"(value)
+                 : "r"(SharedAddress(box))
                  : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory");
+    asm volatile(
+        "{\n\t.reg .b64 state;\n\t"
+        "mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 state, [%0], "
+        "%1;\n\t}"
+        :
+        : "r"(SharedAddress(box)), "r"(bytes)
+        : "memory");
+  }
+  __device__ __forceinline__ void SendToRank(float* to, int rank, float value,
+                                             uint64_t* box) const {
+    asm volatile(
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], "
+        "%1, [%2];"
+        :
+        : "r"(RankAddress(to, rank)), "r"(FloatBits(value)),
+          "r"(RankAddress(box, rank))
+        : "memory");
+  }
+  __device__ __forceinline__ void AwaitMailbox(uint64_t* box) const {
+    asm volatile(
+        "{\n\t.reg .pred complete;\n\t"
+        "again:\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, "
+        "[%0], 0;\n\t"
+        "@!complete bra again;\n\t}"
+        :
+        : "r"(SharedAddress(box))
+        : "memory");
   }
 
   __device__ __forceinline__ void LaunchDependents() const {
@@ -155,6 +180,16 @@ class DeviceBlock {
   static __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
   }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  static __device__ __forceinline__ uint32_t RankAddress(const void* p,
+                                                         int rank) {
+    uint32_t address;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(address)
+        : "r"(SharedAddress(p)), "r"(rank));
+    return address;
+  }
+#endif
 
   void* shared_;
 };

@@ -24,9 +24,11 @@
 // in a row,
 //
 //   ClusterArrive(), ClusterWait()  a barrier over the cluster in two halves
-//   StoreToRank(p, r, v)  *p = v in the shared memory of the r-th block, which
-//                         has passed a barrier since it began; there to see
-//                         after another
+//   OpenMailbox(box, n)   one thread, before a barrier that all who send pass:
+//                         n bytes will be sent to this 8-byte box, once
+//   SendToRank(p, r, v, box)  *p = v in the shared memory of the r-th block,
+//                         counted in the box there
+//   AwaitMailbox(box)     all has come, and this thread sees it
 //
 // Launches may overlap (programmatic dependent launch): a block begins while
 // the kernel before it still runs. WaitForPrevious() returns when that has

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <barrier>
 #include <bit>
 #include <cstdint>
@@ -130,12 +131,20 @@ class EmulatedBlock {
     barrier_->wait(*std::move(arrival_));
     arrival_.reset();
   }
-  void StoreToRank(float* to, int rank, float value) {
-    const size_t offset =
-        reinterpret_cast<uint8_t*>(to) - static_cast<uint8_t*>(shared());
-    BINARYMOS_CHECK_LT(offset, shared_.size() * sizeof(Aligned));
-    auto* base = static_cast<uint8_t*>((*cluster_)[rank]->shared());
-    *reinterpret_cast<float*>(base + offset) = value;
+  // The box holds the bytes that have not come.
+  void OpenMailbox(uint64_t* box, int bytes) {
+    std::atomic_ref(*box).store(bytes);
+  }
+  void SendToRank(float* to, int rank, float value, uint64_t* box) {
+    *InRank(to, rank) = value;
+    const std::atomic_ref left(*InRank(box, rank));
+    const uint64_t before = left.fetch_sub(sizeof(float));
+    BINARYMOS_CHECK(before >= sizeof(float) && before < uint64_t{1} << 32);
+    left.notify_all();
+  }
+  void AwaitMailbox(uint64_t* box) {
+    const std::atomic_ref left(*box);
+    for (uint64_t bytes; (bytes = left.load()) != 0;) left.wait(bytes);
   }
 
   void LaunchDependents() {}
@@ -180,6 +189,16 @@ class EmulatedBlock {
   struct alignas(16) Aligned {
     uint32_t words[4];
   };
+
+  // The same place in the shared memory of another block of the cluster.
+  template <typename T>
+  T* InRank(T* p, int rank) {
+    const size_t offset =
+        reinterpret_cast<uint8_t*>(p) - static_cast<uint8_t*>(shared());
+    BINARYMOS_CHECK_LT(offset, shared_.size() * sizeof(Aligned));
+    auto* base = static_cast<uint8_t*>((*cluster_)[rank]->shared());
+    return reinterpret_cast<T*>(base + offset);
+  }
 
   template <typename T, typename F>
   PerThread<T> OverWarps(PerThread<T>& values, F combine) {
