@@ -106,8 +106,9 @@ struct FusedBinaryMos {
   static constexpr int kClusterBlocks = kSumGroups;
   static constexpr int kWarps = kThreads / kWarp;
   static_assert(kWarps == kSliceWords && kWarps == kClusterBlocks);
-  // Of signs that are asked for early; what does not fit is read when needed.
-  static constexpr int kSignBytes = 128 << 10;
+  // Of a block, so that two fit on a multiprocessor of 228 KiB: the second is
+  // of the next kernel. Signs that do not fit are only brought to L2 early.
+  static constexpr size_t kMaxSharedBytes = 112 << 10;
 
   FusedArgs args;
 
@@ -115,8 +116,7 @@ struct FusedBinaryMos {
     return {int64_t{args.num_clusters()} * kClusterBlocks, 1};
   }
   size_t shared_bytes() const {
-    return sizeof(Fixed) + GateBytes() + InScaleBytes() + InputBytes() +
-           static_cast<size_t>(NumCopied()) * kThreads * sizeof(SignFragment);
+    return OtherBytes() + NumCopied() * kFragmentBytes;
   }
 
   template <typename Block>
@@ -155,12 +155,14 @@ struct FusedBinaryMos {
   // Of a slice's weights for one expert: items in a row are in other banks.
   static constexpr int kGateStride = kSliceInputs + 16;
   static constexpr int kFragments = kPlanes / kMmaColumns;
+  static constexpr size_t kFragmentBytes = kWarp * sizeof(SignFragment);
 
   struct Fixed {
     // [plane][word]: planes are units of binary_mos_layout.h
     alignas(16) uint32_t planes[kMaxFusedSlices][16][kSliceWords];
     alignas(16) uint32_t max[kMaxFusedSlices][kWarps];  // of |u|, as bits
     alignas(16) int32_t sum[kMaxFusedSlices][kWarps];   // of q
+    PreparedSlice slices[kMaxFusedSlices];
     // Written by all blocks of the cluster.
     uint64_t logits_box;
     uint64_t rows_box;
@@ -177,7 +179,7 @@ struct FusedBinaryMos {
     uint16_t* gate;       // [slice of the group][expert][kGateStride]
     uint16_t* in_scale;   // [slice of the group][expert][256]
     float* x;             // [slice of the group][256]
-    SignFragment* signs;  // [fragment][thread]
+    SignFragment* signs;  // [fragment][lane]
   };
   // What a block does.
   struct Part {
@@ -211,13 +213,20 @@ struct FusedBinaryMos {
   constexpr size_t InputBytes() const {
     return static_cast<size_t>(max_slices()) * kSliceInputs * sizeof(float);
   }
-  // Fragments of a thread, and those of them that are copied early.
+  constexpr size_t OtherBytes() const {
+    return sizeof(Fixed) + GateBytes() + InScaleBytes() + InputBytes();
+  }
+  // Fragments of the warps that are copied early.
   constexpr int NumCopied() const {
-    const auto all = static_cast<int>(CeilDiv(args.pairs_per_cluster, kWarps) *
-                                      max_slices() * 2);
-    constexpr int kMost =
-        kSignBytes / kThreads / static_cast<int>(sizeof(SignFragment));
-    return all < kMost ? all : kMost;
+    const int all = args.pairs_per_cluster * max_slices() * 2;
+    const auto most =
+        static_cast<int>((kMaxSharedBytes - OtherBytes()) / kFragmentBytes);
+    return all < most ? all : most;
+  }
+  // The number of fragment (slice, tile) of the warp's j-th pair.
+  static BINARYMOS_DEVICE int FragmentIndex(int thread, const Part& part, int j,
+                                            int slice, int tile) {
+    return ((thread / kWarp + kWarps * j) * part.slices + slice) * 2 + tile;
   }
 
   BINARYMOS_DEVICE Shared Layout(void* memory) const {
@@ -314,13 +323,18 @@ struct FusedBinaryMos {
   BINARYMOS_DEVICE void CopySigns(Block& block, int thread, const Part& part,
                                   const Shared& shared) const {
     const int copied = NumCopied();
-    int i = 0;
     for (int j = 0; thread / kWarp + kWarps * j < part.pairs; ++j) {
       for (int slice = 0; slice < part.slices; ++slice) {
-        for (int tile = 0; tile < 2; ++tile, ++i) {
-          if (i >= copied) return;
-          block.CopyAsyncOnce(shared.signs + i * kThreads + thread,
-                              Signs(thread, part, j, slice, tile));
+        BINARYMOS_UNROLL
+        for (int tile = 0; tile < 2; ++tile) {
+          const int i = FragmentIndex(thread, part, j, slice, tile);
+          const uint32_t* from = Signs(thread, part, j, slice, tile);
+          if (i < copied) {
+            block.CopyAsyncOnce(shared.signs + i * kWarp + thread % kWarp,
+                                from);
+          } else {
+            block.PrefetchL2(from);
+          }
         }
       }
     }
@@ -461,18 +475,15 @@ struct FusedBinaryMos {
     });
   }
 
-  // fixed.planes, max, sum. Thread i has input i of every slice.
+  // fixed.planes, fixed.slices. Thread i has input i of every slice. Loops are
+  // not unrolled, here and below: code that runs once waits for its own
+  // instructions.
   template <typename Block>
   BINARYMOS_DEVICE void Quantize(Block& block, const Part& part,
                                  const Shared& shared) const {
-    struct Inputs {
-      float u[kMaxFusedSlices];
-    };
     Fixed& fixed = *shared.fixed;
-    typename Block::template PerThread<Inputs> inputs;
-    BINARYMOS_UNROLL
-    for (int s = 0; s < kMaxFusedSlices; ++s) {
-      if (s >= part.slices) break;
+    BINARYMOS_NO_UNROLL
+    for (int s = 0; s < part.slices; ++s) {
       typename Block::template PerThread<uint32_t> max;
       block.ForEach([&](int thread) {
         float scale = 0.0f;
@@ -483,8 +494,8 @@ struct FusedBinaryMos {
                       ToFloat(shared.in_scale[item * kSliceInputs + thread]),
                       scale);
         }
-        const float u = shared.x[s * kSliceInputs + thread] * scale;
-        inputs[thread].u[s] = u;
+        float& u = shared.x[s * kSliceInputs + thread];
+        u *= scale;
         max[thread] = FloatBits(u) & 0x7fffffffu;
       });
       max = block.WarpMax(max);
@@ -494,9 +505,8 @@ struct FusedBinaryMos {
     }
     block.Sync();
     // Two slices of 16 bits at a time.
-    BINARYMOS_UNROLL
-    for (int s = 0; s < kMaxFusedSlices; s += 2) {
-      if (s >= part.slices) break;
+    BINARYMOS_NO_UNROLL
+    for (int s = 0; s < part.slices; s += 2) {
       typename Block::template PerThread<uint32_t> bits;
       block.ForEach([&](int thread) { bits[thread] = 0; });
       BINARYMOS_UNROLL
@@ -505,10 +515,11 @@ struct FusedBinaryMos {
         typename Block::template PerThread<int32_t> sum;
         block.ForEach([&](int thread) {
           const uint32_t max = SliceMax(fixed, s + i);
-          const int32_t q = IsNormalMax(max)
-                                ? RoundToInt(inputs[thread].u[s + i] *
-                                             (args.qmax / BitsFloat(max)))
-                                : 0;
+          const int32_t q =
+              IsNormalMax(max)
+                  ? RoundToInt(shared.x[(s + i) * kSliceInputs + thread] *
+                               (args.qmax / BitsFloat(max)))
+                  : 0;
           sum[thread] = q;
           bits[thread] |= (static_cast<uint32_t>(q) & 0xffffu) << (16 * i);
         });
@@ -525,6 +536,15 @@ struct FusedBinaryMos {
         fixed.planes[s + lane / 16][lane % 16][thread / kWarp] = bits[thread];
       });
     }
+    block.Sync();
+    block.ForEach([&](int thread) {
+      if (thread >= part.slices) return;
+      int32_t sum = 0;
+      BINARYMOS_UNROLL
+      for (int w = 0; w < kWarps; ++w) sum += fixed.sum[thread][w];
+      fixed.slices[thread] = {SliceScale(SliceMax(fixed, thread), args.qmax),
+                              sum};
+    });
     block.Sync();
   }
 
@@ -545,25 +565,6 @@ struct FusedBinaryMos {
   BINARYMOS_DEVICE void Multiply(Block& block, const Part& part,
                                  const Shared& shared) const {
     const Fixed& fixed = *shared.fixed;
-    typename Block::template PerThread<Columns> columns;
-    typename Block::template PerThread<Slices> slices;
-    block.ForEach([&](int thread) {
-      BINARYMOS_UNROLL
-      for (int s = 0; s < kMaxFusedSlices; ++s) {
-        if (s >= part.slices) break;
-        BINARYMOS_UNROLL
-        for (int f = 0; f < kFragments; ++f) {
-          const int plane = f * kMmaColumns + thread % kWarp / 4;
-          columns[thread].v[s][f] =
-              LoadPack<PlaneFragment>(fixed.planes[s][plane] + thread % 4 * 2);
-        }
-        int32_t sum = 0;
-        BINARYMOS_UNROLL
-        for (int w = 0; w < kWarps; ++w) sum += fixed.sum[s][w];
-        slices[thread].sum[s] = sum;
-        slices[thread].scale[s] = SliceScale(SliceMax(fixed, s), args.qmax);
-      }
-    });
     const int copied = NumCopied();
     const int rounds =
         static_cast<int>(CeilDiv(args.pairs_per_cluster, kWarps));
@@ -571,33 +572,33 @@ struct FusedBinaryMos {
     for (int j = 0; j < rounds; ++j) {
       typename Block::template PerThread<float> total;
       block.ForEach([&](int thread) { total[thread] = 0.0f; });
-      BINARYMOS_UNROLL
-      for (int s = 0; s < kMaxFusedSlices; ++s) {
-        if (s >= part.slices) break;
+      BINARYMOS_UNROLL_BY_2
+      for (int s = 0; s < part.slices; ++s) {
         typename Block::template PerThread<Counts> counts;
         BINARYMOS_UNROLL
         for (int tile = 0; tile < 2; ++tile) {
           typename Block::template PerThread<SignFragment> a;
           block.ForEach([&](int thread) {
-            const int i = (j * part.slices + s) * 2 + tile;
+            const int i = FragmentIndex(thread, part, j, s, tile);
             a[thread] = {};
             if (thread / kWarp + kWarps * j >= part.pairs) return;
             a[thread] =
                 i < copied
-                    ? shared.signs[i * kThreads + thread]
+                    ? shared.signs[i * kWarp + thread % kWarp]
                     : LoadPack<SignFragment>(Signs(thread, part, j, s, tile));
           });
           BINARYMOS_UNROLL
           for (int f = 0; f < kFragments; ++f) {
-            CountPlanes(block, s, f, tile, a, columns, counts);
+            CountPlanes(block, fixed, s, f, tile, a, counts);
           }
         }
         typename Block::template PerThread<int32_t> count;
         AddOverQuad(block, counts, count);
         block.ForEach([&](int thread) {
-          const int32_t sum = 2 * count[thread] - slices[thread].sum[s];
-          total[thread] = Fma(static_cast<float>(sum), slices[thread].scale[s],
-                              total[thread]);
+          const PreparedSlice slice = fixed.slices[s];
+          const int32_t sum = 2 * count[thread] - slice.sum;
+          total[thread] =
+              Fma(static_cast<float>(sum), slice.scale, total[thread]);
         });
       }
       block.ForEach([&](int thread) {
@@ -611,14 +612,6 @@ struct FusedBinaryMos {
     }
   }
 
-  // What a thread keeps of every slice.
-  struct Columns {
-    PlaneFragment v[kMaxFusedSlices][kFragments];
-  };
-  struct Slices {
-    float scale[kMaxFusedSlices];
-    int32_t sum[kMaxFusedSlices];
-  };
   // Of a pair of tiles: [tile][row g or g + 8].
   struct Counts {
     int32_t v[2][2];
@@ -627,14 +620,15 @@ struct FusedBinaryMos {
   // counts = or += coefficients · popc(signs & planes) of one fragment.
   template <typename Block>
   BINARYMOS_DEVICE void CountPlanes(
-      Block& block, int slice, int f, int tile,
+      Block& block, const Fixed& fixed, int slice, int f, int tile,
       typename Block::template PerThread<SignFragment>& a,
-      typename Block::template PerThread<Columns>& columns,
       typename Block::template PerThread<Counts>& counts) const {
     typename Block::template PerThread<PlaneFragment> b;
     typename Block::template PerThread<CountFragment> c;
     block.ForEach([&](int thread) {
-      b[thread] = columns[thread].v[slice][f];
+      const int column = f * kMmaColumns + thread % kWarp / 4;
+      b[thread] =
+          LoadPack<PlaneFragment>(fixed.planes[slice][column] + thread % 4 * 2);
       c[thread] = {};
     });
     block.BinaryMma(c, a, b);

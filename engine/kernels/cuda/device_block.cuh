@@ -106,6 +106,11 @@ class DeviceBlock {
                    "l"(policy)
                  : "memory");
   }
+  __device__ __forceinline__ void PrefetchL2(const void* from) const {
+    asm volatile("prefetch.global.L2 [%0];"
+                 :
+                 : "l"(__cvta_generic_to_global(from)));
+  }
   __device__ __forceinline__ void CommitCopies() const {
     asm volatile("cp.async.commit_group;" : : : "memory");
   }

@@ -17,6 +17,7 @@
 //   CopyAsync(to, from)   16 bytes from global to shared memory, aligned; the
 //                         thread has them after AwaitCopies, others after a
 //                         Sync() more. CopyAsyncOnce: nobody reads them again
+//   PrefetchL2(from)      brings the line to L2, where there is one
 //   CommitCopies()        closes a group of copies
 //   AwaitCopies<n>()      waits for all groups but the last n
 //
@@ -59,11 +60,13 @@
 // memory, by 4 or 16 where loads of a long sum should be in flight together.
 #if defined(__CUDACC__)
 #define BINARYMOS_UNROLL _Pragma("unroll")
+#define BINARYMOS_UNROLL_BY_2 _Pragma("unroll 2")
 #define BINARYMOS_UNROLL_BY_4 _Pragma("unroll 4")
 #define BINARYMOS_UNROLL_BY_16 _Pragma("unroll 16")
 #define BINARYMOS_NO_UNROLL _Pragma("unroll 1")
 #else
 #define BINARYMOS_UNROLL
+#define BINARYMOS_UNROLL_BY_2
 #define BINARYMOS_UNROLL_BY_4
 #define BINARYMOS_UNROLL_BY_16
 #define BINARYMOS_NO_UNROLL

@@ -111,6 +111,7 @@ class EmulatedBlock {
     copies_.emplace_back(to, from);
   }
   void CopyAsyncOnce(void* to, const void* from) { CopyAsync(to, from); }
+  void PrefetchL2(const void*) {}
   void CommitCopies() { copy_groups_.push_back(std::exchange(copies_, {})); }
   template <int kPending>
   void AwaitCopies() {
