@@ -489,6 +489,28 @@ void CudaBackend::Linear(const PackedLinear& linear, const ConstTensorView& x,
   }
 }
 
+void CudaBackend::Linears(std::span<const LinearTask> tasks,
+                          const ConstTensorView& x) {
+  const bool fused =
+      tasks.size() <= cuda::kMaxFusedTasks &&
+      std::all_of(tasks.begin(), tasks.end(), [&](const LinearTask& task) {
+        return task.linear->kind() == LinearKind::kBinaryMos &&
+               CanFuse(BinaryMos::From(*task.linear), x.shape[0]);
+      });
+  if (!fused) return Backend::Linears(tasks, x);
+  cuda::FusedArgs args{.x = Floats(x),
+                       .in = x.shape[1],
+                       .num_tasks = static_cast<int>(tasks.size())};
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    const LinearTask& task = tasks[i];
+    BINARYMOS_CHECK_EQ(x.shape[1], task.linear->in_features());
+    BINARYMOS_CHECK(task.y.shape == (Shape{1, task.linear->out_features()}));
+    args.tasks[i] = FusedTaskOf(BinaryMos::From(*task.linear), Output::kStore,
+                                task.y, task.gate_sums);
+  }
+  RunFused(args);
+}
+
 void CudaBackend::RunFloat16(const Float16& linear, const ConstTensorView& x,
                              Output output, const TensorView& y) {
   Launch(cuda::Float16Linear{.x = Floats(x),
@@ -646,11 +668,21 @@ void CudaBackend::Attention(const AttentionShape& shape,
     args.num_splits = splits;
     args.states = static_cast<float*>(attention_states_.data());
   }
-  const cuda::Kernel kernel =
-      IsF16(kv) ? cuda::Kernel(AttentionKernel<uint16_t>(args, kv))
-                : cuda::Kernel(AttentionKernel<float>(args, kv));
-  const size_t shared =
-      std::visit([](const auto& one) { return one.shared_bytes(); }, kernel);
+  // Two tiles hide the way to memory; where they do not fit, one has to do.
+  const auto kernel_of = [&](int num_tiles) {
+    args.num_tiles = num_tiles;
+    return IsF16(kv) ? cuda::Kernel(AttentionKernel<uint16_t>(args, kv))
+                     : cuda::Kernel(AttentionKernel<float>(args, kv));
+  };
+  const auto shared_of = [](const cuda::Kernel& kernel) {
+    return std::visit([](const auto& one) { return one.shared_bytes(); },
+                      kernel);
+  };
+  cuda::Kernel kernel = kernel_of(2);
+  if (shared_of(kernel) > driver_->info().max_shared_bytes) {
+    kernel = kernel_of(1);
+  }
+  const size_t shared = shared_of(kernel);
   if (shared > driver_->info().max_shared_bytes) {
     return Update(absl::UnimplementedError(absl::StrCat(
         "attention with head_dim ", shape.head_dim, ", ",

@@ -79,6 +79,9 @@ class CudaBackend : public Backend {
   void Linear(const PackedLinear& linear, const ConstTensorView& x,
               Output output, const TensorView& y,
               const TensorView& gate_sums) override;
+  // One launch where FusedBinaryMos can compute all of them.
+  void Linears(std::span<const LinearTask> tasks,
+               const ConstTensorView& x) override;
   void RopeAndWriteKv(const AttentionShape& shape, const RopeTable& rope,
                       const TensorView& q, const TensorView& k,
                       const ConstTensorView& v, const KvLayer& kv) override;

@@ -10,17 +10,18 @@
 // head_dim] f16 or f32
 //
 // Threads. A block has a KV head and the queries of some consecutive tokens of
-// a sequence (with GQA, of all heads that share the KV head). A tile of K and V
-// lies in shared memory. Scores: a thread per (query, position) keeps the 16
-// canonical lanes of its dot product in registers. Values: a thread per
+// a sequence (with GQA, of all heads that share the KV head). Tiles of K and V
+// lie in shared memory: while one is used, the next is copied (cp.async), so
+// that a block waits for memory once and not once per tile. Scores: a thread
+// per (query, position) keeps the 16 canonical lanes of its dot product in
+// registers. Values: a thread per
 // (query, dimension), positions ascending. One block does all splits of its
 // queries, or, where few queries have long contexts, one split each, and
 // MergeAttention follows: the same arithmetic.
 //
 // Bytes: K and V of the context once per block of queries, 4 head_dim per
 // position in f16. 7B, context 2,048, batch 8 on an H200: 8.6 GB per token over
-// 32 layers, 2.0 ms of memory. Predicted: 60 % of bandwidth, about 3.3 ms; the
-// next version overlaps the next tile's copy (cp.async).
+// 32 layers, 2.0 ms of memory. Predicted: 80 % of bandwidth, about 2.5 ms.
 #pragma once
 
 #include "engine/kernels/cuda/canonical_math.h"
@@ -66,6 +67,7 @@ struct AttentionArgs {
   // score, sum, values.
   float* states = nullptr;
   int num_splits = 0;  // of the longest context; 0: one block does all
+  int num_tiles = 1;   // in shared memory at a time, 1 or 2
 
   BINARYMOS_DEVICE int group() const { return num_heads / num_kv_heads; }
   BINARYMOS_DEVICE int64_t StateOf(int64_t token, int head, int split) const {
@@ -99,7 +101,7 @@ struct Attention {
   size_t shared_bytes() const {
     const int group = args.num_heads / args.num_kv_heads;
     const size_t queries = size_t{1} * TokensPerBlock(group) * group;
-    return 2 * sizeof(T) * kAttentionTile * Stride() +
+    return args.num_tiles * 2 * sizeof(T) * kAttentionTile * Stride() +
            queries * sizeof(float) *
                (size_t{3} * Padded() + kAttentionTile + kScalars);
   }
@@ -113,9 +115,29 @@ struct Attention {
     const auto first = static_cast<int>(apart ? block.y() : 0);
     const int end = apart ? first + 1 : queries.num_splits;
     if (first >= queries.num_splits) return;  // the whole block
+    const int begin = first * kAttentionSplit;
+    const int past = PastOf(queries, end);
+    CopyTile(block, queries, kv_head, begin, past, memory);
     LoadQueries(block, queries, kv_head, memory);
     for (int split = first; split < end; ++split) {
-      RunSplit(block, queries, kv_head, split, memory);
+      StartSplit(block, queries, memory);
+      for (int i = 0; i < kAttentionSplit / kAttentionTile; ++i) {
+        const int start = split * kAttentionSplit + i * kAttentionTile;
+        if (start >= past) break;
+        const int next = start + kAttentionTile;
+        if (args.num_tiles == 2) {
+          CopyTile(block, queries, kv_head, next, past, memory);
+          block.template AwaitCopies<1>();
+        } else {
+          block.template AwaitCopies<0>();
+        }
+        block.Sync();
+        AddTile(block, queries, start, memory);
+        block.Sync();  // everyone is done with the tile
+        if (args.num_tiles == 1) {
+          CopyTile(block, queries, kv_head, next, past, memory);
+        }
+      }
       if (apart) {
         StoreStates(block, queries, kv_head, split, memory);
       } else {
@@ -131,7 +153,7 @@ struct Attention {
 
   // Shared memory. `queries` rows each.
   struct Memory {
-    T* keys;         // [kAttentionTile, Stride()]
+    T* keys;         // [num_tiles][kAttentionTile, Stride()]
     T* values;       // same
     float* q;        // [Padded()], zeros past head_dim
     float* acc;      // [Padded()] of the split
@@ -169,7 +191,7 @@ struct Attention {
 
   BINARYMOS_DEVICE Memory Carve(char* shared) const {
     Memory memory;
-    const int tile = kAttentionTile * Stride();
+    const int tile = args.num_tiles * kAttentionTile * Stride();
     const int queries = TokensPerBlock(args.group()) * args.group();
     memory.keys = reinterpret_cast<T*>(shared);
     memory.values = memory.keys + tile;
@@ -194,10 +216,22 @@ struct Attention {
     });
   }
 
+  // The first position that no query of the block sees in splits below `end`.
+  BINARYMOS_DEVICE int PastOf(const QueryBlock& queries, int end) const {
+    const int past =
+        args.positions[queries.first_token + queries.num_tokens - 1] + 1;
+    return past < end * kAttentionSplit ? past : end * kAttentionSplit;
+  }
+
+  // Of the buffers that tiles take in turn, the one of the tile at `start`.
+  BINARYMOS_DEVICE int BufferOf(int start) const {
+    const int buffer = args.num_tiles == 1 ? 0 : start / kAttentionTile % 2;
+    return buffer * kAttentionTile * Stride();
+  }
+
   template <typename Block>
-  BINARYMOS_DEVICE void RunSplit(Block& block, const QueryBlock& queries,
-                                 int kv_head, int split,
-                                 const Memory& memory) const {
+  BINARYMOS_DEVICE void StartSplit(Block& block, const QueryBlock& queries,
+                                   const Memory& memory) const {
     block.ForEach([&](int thread) {
       for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
         memory.acc[i] = 0.0f;
@@ -207,59 +241,57 @@ struct Attention {
         memory.scalars[i * kScalars + kSum] = 0.0f;
       }
     });
-    const int last =
-        args.positions[queries.first_token + queries.num_tokens - 1];
-    for (int i = 0; i < kAttentionSplit / kAttentionTile; ++i) {
-      const int start = split * kAttentionSplit + i * kAttentionTile;
-      if (start > last) break;
-      block.Sync();  // everyone is done with the tile before
-      const int size =
-          last + 1 - start < kAttentionTile ? last + 1 - start : kAttentionTile;
-      LoadTile(block, queries.sequence, kv_head, start, size, memory);
-      block.Sync();
-      AddTile(block, queries, start, memory);
-    }
-    block.Sync();
   }
 
-  // Copies the `size` positions from `start`; zeros past head_dim.
+  // Starts to copy the tile at `start`, positions below `past`, zeros past
+  // head_dim; nothing if there is none. One group of copies in any case.
   template <typename Block>
-  BINARYMOS_DEVICE void LoadTile(Block& block, int sequence, int kv_head,
-                                 int start, int size,
+  BINARYMOS_DEVICE void CopyTile(Block& block, const QueryBlock& queries,
+                                 int kv_head, int start, int past,
                                  const Memory& memory) const {
+    const int left = past - start;
+    const int size = left < kAttentionTile ? left : kAttentionTile;
     block.ForEach([&](int thread) {
       const int32_t* table =
-          args.block_tables + args.block_table_starts[sequence];
+          args.block_tables + args.block_table_starts[queries.sequence];
       if (args.head_dim % kVector == 0) {
-        CopyTile<kVector>(thread, table, kv_head, start, size, memory);
+        CopyRows<kVector>(block, thread, table, kv_head, start, size, memory);
       } else {
-        CopyTile<1>(thread, table, kv_head, start, size, memory);
+        CopyRows<1>(block, thread, table, kv_head, start, size, memory);
       }
     });
+    block.CommitCopies();
   }
 
   static constexpr int kVector = 16 / sizeof(T);  // elements per load
 
-  template <int kCount>
-  BINARYMOS_DEVICE void CopyTile(int thread, const int32_t* table, int kv_head,
-                                 int start, int size,
+  template <int kCount, typename Block>
+  BINARYMOS_DEVICE void CopyRows(Block& block, int thread, const int32_t* table,
+                                 int kv_head, int start, int size,
                                  const Memory& memory) const {
     using Elements = Pack<T, kCount>;
     const int columns = Padded() / kCount;
     for (int i = thread; i < size * columns; i += kThreads) {
       const int j = i / columns;
       const int d = i % columns * kCount;
-      const int64_t block = table[(start + j) / kKvPage];
-      const int64_t cell = ((block * args.num_kv_heads + kv_head) * kKvPage +
+      const int to = BufferOf(start) + j * Stride() + d;
+      if (d >= args.head_dim) {
+        *reinterpret_cast<Elements*>(memory.keys + to) = Elements{};
+        *reinterpret_cast<Elements*>(memory.values + to) = Elements{};
+        continue;
+      }
+      const int64_t page = table[(start + j) / kKvPage];
+      const int64_t cell = ((page * args.num_kv_heads + kv_head) * kKvPage +
                             (start + j) % kKvPage) *
                                args.head_dim +
                            d;
-      const bool inside = d < args.head_dim;
-      const int to = j * Stride() + d;
-      *reinterpret_cast<Elements*>(memory.keys + to) =
-          inside ? LoadPack<Elements>(keys + cell) : Elements{};
-      *reinterpret_cast<Elements*>(memory.values + to) =
-          inside ? LoadPack<Elements>(values + cell) : Elements{};
+      if constexpr (sizeof(Elements) == 16) {
+        block.CopyAsync(memory.keys + to, keys + cell);
+        block.CopyAsync(memory.values + to, values + cell);
+      } else {
+        memory.keys[to] = keys[cell];
+        memory.values[to] = values[cell];
+      }
     }
   }
 
@@ -268,12 +300,16 @@ struct Attention {
     float lanes[kSumLanes] = {};
     for (int k = 0; k < args.head_dim; k += kSumLanes) {
       BINARYMOS_UNROLL
-      for (int i = 0; i < kSumLanes; i += 4) {
-        const auto four = LoadPack<Pack<T, 4>>(key + k + i);
-        const Floats4 other = LoadPack<Floats4>(q + k + i);
+      for (int i = 0; i < kSumLanes; i += kVector) {
+        const auto elements = LoadPack<Pack<T, kVector>>(key + k + i);
         BINARYMOS_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          lanes[i + n] = Fma(ToFloat(four.v[n]), other.v[n], lanes[i + n]);
+        for (int n = 0; n < kVector; n += 4) {
+          const Floats4 four = LoadPack<Floats4>(q + k + i + n);
+          BINARYMOS_UNROLL
+          for (int m = 0; m < 4; ++m) {
+            float& lane = lanes[i + n + m];
+            lane = Fma(ToFloat(elements.v[n + m]), four.v[m], lane);
+          }
         }
       }
     }
@@ -284,13 +320,15 @@ struct Attention {
   BINARYMOS_DEVICE void AddTile(Block& block, const QueryBlock& queries,
                                 int start, const Memory& memory) const {
     const int num_queries = NumQueries(queries);
+    const T* tile_keys = memory.keys + BufferOf(start);
+    const T* tile_values = memory.values + BufferOf(start);
     block.ForEach([&](int thread) {
       for (int i = thread; i < num_queries * kAttentionTile; i += kThreads) {
         const int query = i / kAttentionTile;
         const int j = i % kAttentionTile;
         memory.p[i] =
             j < Visible(queries, query, start)
-                ? Dot(memory.keys + j * Stride(), memory.q + query * Padded()) *
+                ? Dot(tile_keys + j * Stride(), memory.q + query * Padded()) *
                       args.scale
                 : -Infinity();
       }
@@ -303,7 +341,7 @@ struct Attention {
     block.ForEach([&](int thread) {
       for (int i = thread; i < num_queries * Padded(); i += kThreads) {
         AddValues(i / Padded(), i % Padded(),
-                  Visible(queries, i / Padded(), start), memory);
+                  Visible(queries, i / Padded(), start), tile_values, memory);
       }
     });
   }
@@ -377,13 +415,15 @@ struct Attention {
   }
 
   BINARYMOS_DEVICE void AddValues(int query, int d, int visible,
+                                  const T* tile_values,
                                   const Memory& memory) const {
     if (visible <= 0 || d >= args.head_dim) return;
     const float* p = memory.p + query * kAttentionTile;
     float& acc = memory.acc[query * Padded() + d];
     float sum = acc * memory.scalars[query * kScalars + kCorrection];
+    BINARYMOS_UNROLL_BY_16
     for (int j = 0; j < visible; ++j) {
-      sum = Fma(p[j], ToFloat(memory.values[j * Stride() + d]), sum);
+      sum = Fma(p[j], ToFloat(tile_values[j * Stride() + d]), sum);
     }
     acc = sum;
   }

@@ -101,7 +101,8 @@ struct Case {
   }
 
   // With splits in one block, or apart.
-  std::vector<float> OnCuda(bool apart, EmulatedOrder order) const {
+  std::vector<float> OnCuda(bool apart, EmulatedOrder order,
+                            int num_tiles = 2) const {
     const int step = cuda::TokensPerBlock(heads.num_heads / heads.num_kv_heads);
     std::vector<cuda::QueryBlock> blocks;
     int max_splits = 0;
@@ -125,7 +126,8 @@ struct Case {
         .block_tables = tables.data(),
         .block_table_starts = table_starts.data(),
         .q = q.data(),
-        .out = out.data()};
+        .out = out.data(),
+        .num_tiles = num_tiles};
     std::vector<float> states;
     if (apart) {
       states.resize(
@@ -160,6 +162,7 @@ void ExpectCpu(const Heads& heads, const std::vector<Chunk>& chunks) {
                    << " heads of " << heads.head_dim
                    << (apart ? ", apart" : ", whole"));
       EXPECT_TRUE(SameBits(c.OnCuda(apart, order), expected));
+      EXPECT_TRUE(SameBits(c.OnCuda(apart, order, 1), expected));
     }
   }
 }

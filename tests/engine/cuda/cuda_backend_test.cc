@@ -135,6 +135,47 @@ TEST_F(CudaBackendTest, StepsWithinTheReservedSizeDoNotAllocate) {
   EXPECT_EQ(device_.num_allocations, before);
 }
 
+TEST_F(CudaBackendTest, LinearsOfOneTokenThatShareTheirInputAreOneLaunch) {
+  const auto backend = Create();
+  const int64_t outs[] = {48, 96, 33};
+  std::vector<std::unique_ptr<PackedLinear>> layers;
+  std::vector<Tensor> together, alone;
+  for (const int64_t out : outs) {
+    layers.push_back(PackLayer(*backend, 520, out));
+    for (auto* ys : {&together, &alone}) {
+      ys->push_back(Get(backend->Allocate(DType::kF32, Shape{2, out})));
+    }
+  }
+  const auto inputs = RandomFloats(2 * 520, 5);
+  const Tensor x = Get(backend->Upload(View(inputs, {2, 520})));
+  ASSERT_TRUE(backend->Reserve(2, 1).ok());
+  const BatchView empty;
+  for (const int rows : {1, 2}) {
+    SCOPED_TRACE(rows);
+    std::vector<Backend::LinearTask> tasks;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      tasks.push_back(
+          {layers[i].get(), together[i].view().FirstRows(rows), {}});
+    }
+    const TensorView input = x.view().FirstRows(rows);
+    backend->BeginStep(empty);
+    const int before = device_.num_launches;
+    backend->Linears(tasks, input);
+    EXPECT_EQ(device_.num_launches - before, rows == 1 ? 1 : 6);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      backend->Linear(*layers[i], input, Backend::Output::kStore,
+                      alone[i].view().FirstRows(rows), {});
+      std::vector<float> a(rows * outs[i]), b(rows * outs[i]);
+      EXPECT_TRUE(backend->ReadBack(tasks[i].y, std::span(a)).ok());
+      EXPECT_TRUE(
+          backend->ReadBack(alone[i].view().FirstRows(rows), std::span(b))
+              .ok());
+      EXPECT_TRUE(SameBits(a, b)) << "layer " << i;
+    }
+    EXPECT_TRUE(backend->EndStep().ok());
+  }
+}
+
 TEST_F(CudaBackendTest, AFailureSkipsTheRestAndIsFinal) {
   const auto backend = Create();
   const auto layer = PackLayer(*backend, 64, 48);
