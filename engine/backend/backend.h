@@ -182,6 +182,16 @@ class Backend {
   virtual void Attention(const AttentionShape& shape, const ConstTensorView& q,
                          const KvLayer& kv, const TensorView& out) = 0;
 
+  // RopeAndWriteKv, then Attention, for which q and k are scratch memory: what
+  // they hold afterwards is not defined.
+  virtual void RopeAndAttention(const AttentionShape& shape,
+                                const RopeTable& rope, const TensorView& q,
+                                const TensorView& k, const ConstTensorView& v,
+                                const KvLayer& kv, const TensorView& out) {
+    RopeAndWriteKv(shape, rope, q, k, v, kv);
+    Attention(shape, q, kv, out);
+  }
+
   // out = gate / (1 + exp(-gate)) ⊙ up. All [rows, intermediate] f32; out may
   // be gate.
   virtual void SwiGlu(const ConstTensorView& gate, const ConstTensorView& up,

@@ -107,8 +107,7 @@ cuda::RopeAndWriteKv<T> RopeKernel(const AttentionShape& shape,
 template <typename T>
 cuda::Attention<T> AttentionKernel(const cuda::AttentionArgs& args,
                                    const KvLayer& kv) {
-  return {args, static_cast<const T*>(kv.keys.data),
-          static_cast<const T*>(kv.values.data)};
+  return {args, static_cast<T*>(kv.keys.data), static_cast<T*>(kv.values.data)};
 }
 
 }  // namespace
@@ -643,20 +642,44 @@ const CudaBatch& CudaBackend::BatchFor(const AttentionShape& shape) {
 void CudaBackend::Attention(const AttentionShape& shape,
                             const ConstTensorView& q, const KvLayer& kv,
                             const TensorView& out) {
+  Attend(shape, q, kv, out, {});
+}
+
+void CudaBackend::RopeAndAttention(const AttentionShape& shape,
+                                   const RopeTable& rope, const TensorView& q,
+                                   const TensorView& k,
+                                   const ConstTensorView& v, const KvLayer& kv,
+                                   const TensorView& out) {
+  if (batch().num_tokens() != batch().num_seqs()) {
+    return Backend::RopeAndAttention(shape, rope, q, k, v, kv, out);
+  }
+  BINARYMOS_CHECK_EQ(k.shape[0], batch().num_tokens());
+  Attend(shape, q, kv, out,
+         {.new_keys = Floats(k),
+          .new_values = Floats(v),
+          .kv_slots = device_batch_.kv_slots(),
+          .cos = Floats(rope.cos),
+          .sin = Floats(rope.sin)});
+}
+
+void CudaBackend::Attend(const AttentionShape& shape, const ConstTensorView& q,
+                         const KvLayer& kv, const TensorView& out,
+                         cuda::AttentionArgs args) {
   const int64_t tokens = batch().num_tokens();
+  BINARYMOS_CHECK_EQ(q.shape[0], tokens);
   const CudaBatch& batch = BatchFor(shape);
-  cuda::AttentionArgs args{
-      .num_heads = shape.num_heads,
-      .num_kv_heads = shape.num_kv_heads,
-      .head_dim = shape.head_dim,
-      .scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim)),
-      .num_blocks = batch.num_query_blocks(),
-      .blocks = batch.query_blocks(),
-      .positions = batch.positions(),
-      .block_tables = batch.block_tables(),
-      .block_table_starts = batch.block_table_starts(),
-      .q = Floats(q),
-      .out = Floats(out)};
+  args.num_heads = shape.num_heads;
+  args.num_kv_heads = shape.num_kv_heads;
+  args.head_dim = shape.head_dim;
+  args.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
+  args.num_blocks = batch.num_query_blocks();
+  args.blocks = batch.query_blocks();
+  args.positions = batch.positions();
+  args.block_tables = batch.block_tables();
+  args.block_table_starts = batch.block_table_starts();
+  args.q = Floats(q);
+  args.out = Floats(out);
+  if (args.kv_slots != nullptr) args.kv_slots = batch.kv_slots();
   // Few queries with long contexts: a block per split, merged afterwards.
   const int splits = RoundSplits(batch.max_splits());
   const size_t state_bytes = tokens * shape.num_heads * splits *

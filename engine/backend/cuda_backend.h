@@ -87,6 +87,11 @@ class CudaBackend : public Backend {
                       const ConstTensorView& v, const KvLayer& kv) override;
   void Attention(const AttentionShape& shape, const ConstTensorView& q,
                  const KvLayer& kv, const TensorView& out) override;
+  // One launch where every sequence has one token.
+  void RopeAndAttention(const AttentionShape& shape, const RopeTable& rope,
+                        const TensorView& q, const TensorView& k,
+                        const ConstTensorView& v, const KvLayer& kv,
+                        const TensorView& out) override;
   void SwiGlu(const ConstTensorView& gate, const ConstTensorView& up,
               const TensorView& out) override;
   void GatherLogitRows(const ConstTensorView& x,
@@ -136,6 +141,11 @@ class CudaBackend : public Backend {
   bool CanFuse(const BinaryMos& linear, int64_t rows) const;
   // Tasks 0 to args.num_tasks - 1, which share args.x.
   void RunFused(cuda::FusedArgs args);
+
+  // Attention, with args.new_keys and what goes with it as given.
+  void Attend(const AttentionShape& shape, const ConstTensorView& q,
+              const KvLayer& kv, const TensorView& out,
+              cuda::AttentionArgs args);
 
   // The batch with its queries in blocks for this shape.
   const CudaBatch& BatchFor(const AttentionShape& shape);

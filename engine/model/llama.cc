@@ -62,8 +62,8 @@ void LlamaModel::Layer(int layer, const Activations& a, const KvLayer& kv,
   linears({{w.q_proj.get(), a.q, gates},
            {w.k_proj.get(), a.k, gates},
            {w.v_proj.get(), a.v, gates}});
-  backend_.RopeAndWriteKv(attention_shape_, rope, a.q, a.k, a.v, kv);
-  backend_.Attention(attention_shape_, a.q, kv, a.attention);
+  backend_.RopeAndAttention(attention_shape_, rope, a.q, a.k, a.v, kv,
+                            a.attention);
   add_linear(*w.o_proj, a.attention, a.hidden);
 
   backend_.RmsNorm(a.hidden, w.post_attention_norm.view(), config_.rms_norm_eps,

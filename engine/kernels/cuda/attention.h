@@ -68,6 +68,14 @@ struct AttentionArgs {
   float* states = nullptr;
   int num_splits = 0;  // of the longest context; 0: one block does all
   int num_tiles = 1;   // in shared memory at a time, 1 or 2
+  // Where present: q is not rotated yet, and key and value of each token's own
+  // position are not in the cache; the kernel does what RopeAndWriteKv would.
+  // Blocks of one token only. k, v [tokens, kv_heads, head_dim] f32.
+  const float* new_keys = nullptr;
+  const float* new_values = nullptr;
+  const int64_t* kv_slots = nullptr;  // [tokens]
+  const float* cos = nullptr;         // [positions, head_dim / 2]
+  const float* sin = nullptr;
 
   BINARYMOS_DEVICE int group() const { return num_heads / num_kv_heads; }
   BINARYMOS_DEVICE int64_t StateOf(int64_t token, int head, int split) const {
@@ -91,8 +99,8 @@ struct Attention {
   static constexpr int kPad = 16 / sizeof(T);  // against bank conflicts
 
   AttentionArgs args;
-  const T* keys = nullptr;
-  const T* values = nullptr;
+  T* keys = nullptr;  // written with args.new_keys only
+  T* values = nullptr;
 
   Grid grid() const {
     return {args.num_blocks * args.num_kv_heads,
@@ -117,7 +125,8 @@ struct Attention {
     if (first >= queries.num_splits) return;  // the whole block
     const int begin = first * kAttentionSplit;
     const int past = PastOf(queries, end);
-    CopyTile(block, queries, kv_head, begin, past, memory);
+    const int copied = CopiedOf(queries, past);
+    CopyTile(block, queries, kv_head, begin, copied, memory);
     LoadQueries(block, queries, kv_head, memory);
     for (int split = first; split < end; ++split) {
       StartSplit(block, queries, memory);
@@ -126,16 +135,19 @@ struct Attention {
         if (start >= past) break;
         const int next = start + kAttentionTile;
         if (args.num_tiles == 2) {
-          CopyTile(block, queries, kv_head, next, past, memory);
+          CopyTile(block, queries, kv_head, next, copied, memory);
           block.template AwaitCopies<1>();
         } else {
           block.template AwaitCopies<0>();
+        }
+        if (copied < past && past - start <= kAttentionTile) {
+          AddNewPosition(block, queries, kv_head, past - 1, memory);
         }
         block.Sync();
         AddTile(block, queries, start, memory);
         block.Sync();  // everyone is done with the tile
         if (args.num_tiles == 1) {
-          CopyTile(block, queries, kv_head, next, past, memory);
+          CopyTile(block, queries, kv_head, next, copied, memory);
         }
       }
       if (apart) {
@@ -209,9 +221,14 @@ struct Attention {
     block.ForEach([&](int thread) {
       for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
         const int d = i % Padded();
-        memory.q[i] = d < args.head_dim
-                          ? args.q[OutputOf(queries, kv_head, i / Padded()) + d]
-                          : 0.0f;
+        if (d >= args.head_dim) {
+          memory.q[i] = 0.0f;
+          continue;
+        }
+        const float* q = args.q + OutputOf(queries, kv_head, i / Padded());
+        memory.q[i] = args.new_keys == nullptr ? q[d]
+                                               : Rotated(q, queries.first_token,
+                                                         d, args.head_dim / 2);
       }
     });
   }
@@ -221,6 +238,54 @@ struct Attention {
     const int past =
         args.positions[queries.first_token + queries.num_tokens - 1] + 1;
     return past < end * kAttentionSplit ? past : end * kAttentionSplit;
+  }
+
+  // The first position that is not copied from the cache.
+  BINARYMOS_DEVICE int CopiedOf(const QueryBlock& queries, int past) const {
+    const bool is_new = args.new_keys != nullptr &&
+                        past == args.positions[queries.first_token] + 1;
+    return is_new ? past - 1 : past;
+  }
+
+  // Puts the token's own key and value into its tile and into the cache.
+  template <typename Block>
+  BINARYMOS_DEVICE void AddNewPosition(Block& block, const QueryBlock& queries,
+                                       int kv_head, int position,
+                                       const Memory& memory) const {
+    block.ForEach([&](int thread) {
+      const int64_t token = queries.first_token;
+      const int half = args.head_dim / 2;
+      const int64_t from =
+          (token * args.num_kv_heads + kv_head) * args.head_dim;
+      const int64_t slot = args.kv_slots[token];
+      const int64_t cell =
+          ((slot / kKvPage * args.num_kv_heads + kv_head) * kKvPage +
+           slot % kKvPage) *
+          args.head_dim;
+      const int to = BufferOf(position) + position % kAttentionTile * Stride();
+      for (int d = thread; d < Padded(); d += kThreads) {
+        const bool inside = d < args.head_dim;
+        const T key =
+            inside ? FromFloat<T>(Rotated(args.new_keys + from, token, d, half))
+                   : T{};
+        const T value = inside ? FromFloat<T>(args.new_values[from + d]) : T{};
+        memory.keys[to + d] = key;
+        memory.values[to + d] = value;
+        if (!inside) continue;
+        keys[cell + d] = key;
+        values[cell + d] = value;
+      }
+    });
+  }
+
+  // Element `d` of a head's vector, rotated by the token's position.
+  BINARYMOS_DEVICE float Rotated(const float* head, int64_t token, int d,
+                                 int half) const {
+    const int i = d < half ? d : d - half;
+    const int64_t at = int64_t{args.positions[token]} * half + i;
+    const RopePair pair =
+        RotatePair(head[i], head[i + half], args.cos[at], args.sin[at]);
+    return d < half ? pair.a : pair.b;
   }
 
   // Of the buffers that tiles take in turn, the one of the tile at `start`.

@@ -20,6 +20,14 @@ namespace binarymos::cuda {
 
 inline constexpr int kKvPage = 16;
 
+// A rotated pair.
+struct RopePair {
+  float a, b;
+};
+BINARYMOS_DEVICE RopePair RotatePair(float a, float b, float c, float s) {
+  return {a * c - b * s, b * c + a * s};
+}
+
 template <typename T>  // of the cache: float or uint16_t (f16)
 struct RopeAndWriteKv {
   static constexpr int kThreads = 256;
@@ -71,10 +79,9 @@ struct RopeAndWriteKv {
     const int half = head_dim / 2;
     const float c = cos[int64_t{positions[token]} * half + d];
     const float s = sin[int64_t{positions[token]} * half + d];
-    const float a = head[d];
-    const float b = head[d + half];
-    head[d] = a * c - b * s;
-    head[d + half] = b * c + a * s;
+    const RopePair pair = RotatePair(head[d], head[d + half], c, s);
+    head[d] = pair.a;
+    head[d + half] = pair.b;
   }
 };
 

@@ -258,9 +258,8 @@ class MiniModel {
     linear(q_, normed, Output::kStore, q, gate_sums_.view());
     linear(k_, normed, Output::kStore, k, {});
     linear(v_, normed, Output::kStore, v, {});
-    backend_->RopeAndWriteKv(kAttention, {cos_.view(), sin_.view()}, q.view(),
-                             k.view(), v.view(), kv);
-    backend_->Attention(kAttention, q.view(), kv, normed.view());
+    backend_->RopeAndAttention(kAttention, {cos_.view(), sin_.view()}, q.view(),
+                               k.view(), v.view(), kv, normed.view());
     linear(o_, normed, Output::kAccumulate, hidden, {});
     backend_->RmsNorm(hidden.view(), norm_.view(), 1e-5f, normed.view());
     linear(gate_, normed, Output::kStore, gate, {});

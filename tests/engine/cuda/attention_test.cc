@@ -135,7 +135,9 @@ struct Case {
       args.num_splits = max_splits;
       args.states = states.data();
     }
-    RunEmulated(cuda::Attention<T>{args, keys.data(), values.data()}, order);
+    RunEmulated(cuda::Attention<T>{args, const_cast<T*>(keys.data()),
+                                   const_cast<T*>(values.data())},
+                order);
     if (apart) {
       RunEmulated(
           cuda::MergeAttention{args, static_cast<int64_t>(positions.size())},

@@ -326,9 +326,8 @@ class MiniDecoder {
       ++num_calls_;
       backend_->Zero(out);
       backend_->Embed(*embed_, x);
-      backend_->RopeAndWriteKv(kShape, {angles_.view(), angles_.view()}, x, kv,
-                               kv, {keys_.view(), values_.view()});
-      backend_->Attention(kShape, x, {keys_.view(), values_.view()}, out);
+      backend_->RopeAndAttention(kShape, {angles_.view(), angles_.view()}, x,
+                                 kv, kv, {keys_.view(), values_.view()}, out);
     });
     std::vector<float> host(count * kWidth);
     EXPECT_TRUE(backend_->ReadBack(out, std::span(host)).ok());
