@@ -9,9 +9,9 @@
 #                                   network, no installs
 #
 # Steps: device backend model golden memcheck racecheck linear attention decode
-# prefill engine. The report is OUT/report.txt (OUT: the directory gpu-report, or
-# $OUT). Steps that fail do not stop the others; the exit status says whether any
-# did.
+# prefill linear-float16 engine. The report is OUT/report.txt (OUT: the directory
+# gpu-report, or $OUT). Steps that fail do not stop the others; the exit status
+# says whether any did.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -89,11 +89,13 @@ run_steps() {
   step golden 90 "${self[@]}" device-tests "$bin/golden_test" '*TheCudaDevice*'
   step memcheck 90 "${self[@]}" sanitizer memcheck "$few"
   step racecheck 90 "${self[@]}" sanitizer racecheck "$few"
-  step linear 120 "${bench[@]}" linear --device cuda --tokens 1 8 64 \
-    --kinds binarymos onebit float16
+  step linear 90 "${bench[@]}" linear --device cuda --tokens 1 8 64 \
+    --kinds binarymos onebit
   step attention 60 "${bench[@]}" attention --device cuda --seconds 0.5
   step decode 60 "${bench[@]}" decode --device cuda --seconds 1
   step prefill 60 "${bench[@]}" prefill --device cuda --seconds 1
+  step linear-float16 60 "${bench[@]}" linear --device cuda --tokens 1 8 \
+    --kinds float16
   step engine 120 "${bench[@]}" engine --device cuda --shape 7b \
     --streams 1 64 --repeats 1
   printf '\n== %d steps failed\n' "${#failed[@]}"
