@@ -129,8 +129,13 @@ class Report {
     }
   }
 
-  void Finish() const {
-    if (json_) std::printf("%s\n", document_.dump(2).c_str());
+  void Finish(const Backend& backend) {
+    if (json_) {
+      document_["note"] = backend.note();
+      std::printf("%s\n", document_.dump(2).c_str());
+    } else if (!backend.note().empty()) {
+      std::printf("%s\n", backend.note().c_str());
+    }
   }
 
  private:
@@ -259,7 +264,7 @@ absl::Status RunDecodeBench(const ModelBenchOptions& options) {
           {count, length, count, weights + kv * count * length, *seconds});
     }
   }
-  report->Finish();
+  report->Finish((*synthetic)->backend());
   return absl::OkStatus();
 }
 
@@ -287,7 +292,7 @@ absl::Status RunPrefillBench(const ModelBenchOptions& options) {
     report->Add(
         {1, length, length, WeightBytes((*synthetic)->model()), *seconds});
   }
-  report->Finish();
+  report->Finish((*synthetic)->backend());
   return absl::OkStatus();
 }
 
@@ -322,7 +327,7 @@ absl::Status RunAttentionBench(const ModelBenchOptions& options) {
   for (const int length : options.prompts) {
     if (status = measure(1, length, length); !status.ok()) return status;
   }
-  report->Finish();
+  report->Finish((*synthetic)->backend());
   return absl::OkStatus();
 }
 

@@ -409,14 +409,15 @@ void CudaBackend::Repeat(const RepeatKey& key,
   const BatchView& step = batch();
   const bool worth_it = step.num_tokens() == step.num_seqs() &&
                         step.num_seqs() <= kMaxRecordedSeqs;
-  if (!options_.graphs || !worth_it || !status_.ok() || !graph_status_.ok()) {
-    return operations();
-  }
+  if (!options_.graphs || !worth_it || !status_.ok()) return operations();
   CudaGraphs::Entry& entry = graphs_.Use(
       {key, step.num_tokens(), step.num_logit_rows(),
        RoundSplits(device_batch_.max_splits()), device_batch_.group()});
-  if (entry.uses == 1) return operations();
+  if (entry.uses == 1 || entry.refused) return operations();
   if (entry.graph == nullptr && !Record(operations, entry.graph)) {
+    entry.refused = true;
+    set_note(absl::StrCat("a step could not be recorded: ",
+                          graph_status_.message()));
     return operations();
   }
   Update(driver_->Replay(*entry.graph));

@@ -70,7 +70,8 @@ class CudaBackend : public Backend {
   // meanwhile ends all recordings. The bits are those of the step without.
   void Repeat(const RepeatKey& key,
               absl::FunctionRef<void()> operations) override;
-  // Why nothing is recorded any more; OK as a rule. Steps go on without.
+  // Of the last attempt to record; OK as a rule. A step that cannot be recorded
+  // goes on without, and note() says so.
   const absl::Status& graph_status() const { return graph_status_; }
 
   void Embed(const PackedLinear& table, const TensorView& out) override;

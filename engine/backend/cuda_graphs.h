@@ -32,6 +32,7 @@ class CudaGraphs {
     CudaGraphKey key;
     int64_t uses = 0;
     std::unique_ptr<CudaGraph> graph;  // null until recorded
+    bool refused = false;              // recording it failed
   };
 
   // The entry of `key`, new if need be, which counts this use and becomes the

@@ -417,7 +417,7 @@ TEST_F(CudaBackendTest, StepsWithPromptsAreNotRecorded) {
   EXPECT_EQ(device_.num_captures, 0);
 }
 
-TEST_F(CudaBackendTest, AFailedRecordingEndsRecordingsAndNotTheStep) {
+TEST_F(CudaBackendTest, AStepThatCannotBeRecordedGoesOnWithout) {
   device_.refuse_capture = true;
   MiniDecoder refused(Create());
   EmulatedDevice other;
@@ -431,6 +431,12 @@ TEST_F(CudaBackendTest, AFailedRecordingEndsRecordingsAndNotTheStep) {
   EXPECT_EQ(device_.num_replays, 0);
   EXPECT_THAT(refused.backend().graph_status().message(),
               HasSubstr("not permitted"));
+  EXPECT_THAT(refused.backend().note(), HasSubstr("could not be recorded"));
+  device_.refuse_capture = false;  // other shapes may do better
+  refused.Step({4, 5});
+  refused.Step({5, 6});
+  EXPECT_EQ(device_.num_captures, 2);
+  EXPECT_EQ(device_.num_replays, 1);
 }
 
 TEST_F(CudaBackendTest, OperationsThatCannotBeRecordedRunWithoutARecording) {
