@@ -133,8 +133,8 @@ absl::StatusOr<RunResult> RunOnEngine(Engine& engine,
   for (int i = 0; i < workload.streams; ++i) {
     auto request = MakeRequest(workload, i, engine.info().vocab_size,
                                collector.stream(i), start);
-    auto reservation =
-        loop.queue().TryReserve(request->tenant, workload.prompt_tokens);
+    auto reservation = loop.queue().TryReserve(
+        {.num_tokens = workload.prompt_tokens, .now = start});
     if (!reservation.ok()) return reservation.status();
     loop.queue().Push(
         SubmitCommand{std::move(request), *std::move(reservation)});

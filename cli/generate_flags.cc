@@ -105,6 +105,13 @@ void AddRequestFacts(CLI::App& app, GenerateRequest* request) {
   AddField<int64_t>(app, group, "--time-limit-ms",
                     "Server's time limit for the request",
                     [=](int64_t v) { request->set_time_limit_ms(v); });
+  AddField<int64_t>(app, group, "--queue-time-limit-ms",
+                    "The same until it begins to run",
+                    [=](int64_t v) { request->set_queue_time_limit_ms(v); });
+  AddField<int64_t>(app, group, "--first-token-time-limit-ms",
+                    "The same until its first token", [=](int64_t v) {
+                      request->set_first_token_time_limit_ms(v);
+                    });
   app.add_flag_callback(
          "--echo", [=] { request->set_echo(true); }, "Print the prompt too")
       ->group(group);

@@ -101,6 +101,14 @@ void AddSchedulingOptions(ServerConfig& config, OptionTable& table) {
   table.AddInt64(
       {group, "max-waiting-tokens", "Prompt tokens that may wait; 0: no limit"},
       &config.max_waiting_tokens);
+  table.AddInt({group, "max-waiting-requests-per-tenant", "0: no limit"},
+               &config.max_waiting_requests_per_tenant);
+  table.AddInt64({group, "max-waiting-tokens-per-tenant",
+                  "Prompt tokens of one that may wait; 0: no limit"},
+                 &config.max_waiting_tokens_per_tenant);
+  table.AddDuration({group, "max-estimated-wait",
+                     "Who would wait longer is refused at once; 0: no limit"},
+                    &config.max_estimated_wait);
   table.AddSwitch(
       {group, "prefix-caching", "Reuse the KV blocks of common prefixes"},
       &config.prefix_caching);
@@ -117,6 +125,10 @@ void AddStreamOptions(ServerConfig& config, OptionTable& table) {
   table.AddBytes(
       {group, "stream-buffer", "Unread output at which a stream is ended"},
       &config.stream_buffer_bytes);
+  table.AddDuration(
+      {group, "write-stall-timeout",
+       "A stream that is not read for as long is ended; 0: never"},
+      &config.write_stall_timeout);
 }
 
 void AddOperationOptions(ServerConfig& config, OptionTable& table) {

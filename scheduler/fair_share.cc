@@ -37,13 +37,13 @@ void FairShare::EndWaiting(TenantShare& share) {
 
 int64_t FairShare::Floor() const {
   if (waiting_.empty()) {
-    return last_to_wait_ == nullptr ? 0 : last_to_wait_->service;
+    return last_to_wait_ == nullptr ? 0 : last_to_wait_->service - credit_;
   }
   int64_t least = std::numeric_limits<int64_t>::max();
   for (const TenantShare* share : waiting_) {
     least = std::min(least, share->service);
   }
-  return least;
+  return least - credit_;
 }
 
 // Names are the clients' choice, so the table must not grow with them.

@@ -22,10 +22,11 @@ struct TenantShare {
 
 // Fair sharing by virtual token counters. Each tenant is charged for the tokens
 // that are computed for it, and the one that was charged least is next. Who
-// begins to wait is raised to the least of those who wait already, so time
-// spent idle earns nothing. Between two tenants that keep waiting, service then
-// differs by no more than what the sequences that one of them has running can
-// still be charged.
+// begins to wait is raised to the least of those who wait already, less a
+// credit: time spent idle earns no more than that, and who asks for less than
+// its share need not take turns. Between two tenants that keep waiting, service
+// then differs by no more than the credit and what the sequences that one of
+// them has running can still be charged.
 //
 // A prompt token costs 1, a generated one 2; what the prefix cache holds or a
 // preemption makes compute again costs nothing. Confined to the serving-loop
@@ -34,6 +35,9 @@ class FairShare {
  public:
   static constexpr int kPromptTokenCost = 1;
   static constexpr int kOutputTokenCost = 2;
+
+  // `credit` is service, as charged.
+  explicit FairShare(int64_t credit) : credit_(credit) {}
 
   // A sequence of `tenant` comes, or goes. The account stays while it has
   // sequences, or more service than one that is new would begin with.
@@ -57,6 +61,7 @@ class FairShare {
   int64_t Floor() const;
   void ForgetIdle();
 
+  const int64_t credit_;
   absl::flat_hash_map<std::string, std::unique_ptr<TenantShare>> shares_;
   std::vector<TenantShare*> waiting_;
   const TenantShare* last_to_wait_ = nullptr;  // the last that ceased to

@@ -31,6 +31,10 @@ struct Request {
   int num_prompt_logprobs = -1;  // as in BatchRow; reported with sample 0
 
   MonotonicTime arrival;
+  // Limits of time: for the first sample to begin to run, for the first token,
+  // and for all. One that passes ends the request.
+  std::optional<MonotonicTime> queue_deadline;
+  std::optional<MonotonicTime> first_token_deadline;
   std::optional<MonotonicTime> deadline;
 
   // Where tokens go. Shared with whoever reads them.

@@ -1,9 +1,11 @@
 #include "scheduler/request_queue.h"
 
+#include <algorithm>
 #include <chrono>
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "engine/core/check.h"
 
 namespace binarymos {
 namespace {
@@ -30,33 +32,146 @@ void EndStream(const Request& request) {
 }  // namespace
 
 Reservation::~Reservation() {
-  if (queue_ != nullptr) queue_->Release(num_tokens_);
+  if (queue_ != nullptr) queue_->Release(claim_);
 }
 
 RequestQueue::RequestQueue(QueueLimits limits) : limits_(limits) {}
 
-absl::StatusOr<Reservation> RequestQueue::TryReserve(
-    const std::string& /*tenant*/, int64_t num_tokens) {
+absl::StatusOr<Reservation> RequestQueue::TryReserve(QueueClaim claim,
+                                                     QueueRefusal* refusal) {
+  BINARYMOS_CHECK_GE(claim.num_tokens, 1);
   MutexLock lock(mutex_);
-  if (closed_) return absl::UnavailableError(kClosed);
-  if (limits_.max_waiting_requests > 0 &&
-      num_reserved_ >= limits_.max_waiting_requests) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: ", num_reserved_,
-                     " requests wait and max_waiting_requests is ",
-                     limits_.max_waiting_requests, "; try again later"));
+  if (std::optional<Refused> refused = Refuse(claim)) {
+    if (refusal != nullptr) *refusal = refused->refusal;
+    return std::move(refused->status);
   }
-  if (limits_.max_waiting_tokens > 0 &&
-      num_tokens > limits_.max_waiting_tokens - num_reserved_tokens_) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the queue is full: requests of ", num_reserved_tokens_,
-                     " prompt tokens wait, this one has about ", num_tokens,
-                     " and max_waiting_tokens is ", limits_.max_waiting_tokens,
-                     "; try again later"));
+  Taken& taken = taken_by_[{claim.priority, claim.tenant}];
+  for (Taken* each : {&taken_, &taken}) {
+    ++each->num_requests;
+    each->num_tokens += claim.num_tokens;
   }
-  ++num_reserved_;
-  num_reserved_tokens_ += num_tokens;
-  return Reservation(this, num_tokens);
+  return Reservation(this, std::move(claim));
+}
+
+std::optional<RequestQueue::Refused> RequestQueue::Refuse(
+    const QueueClaim& claim) const {
+  using Reason = QueueRefusal::Reason;
+  if (closed_) {
+    return Refused{{Reason::kClosed, Duration(0)},
+                   absl::UnavailableError(kClosed)};
+  }
+  const auto too_many_requests = [](const Taken& taken, int limit) {
+    return limit > 0 && taken.num_requests >= limit;
+  };
+  const auto too_many_tokens = [&](const Taken& taken, int64_t limit) {
+    return limit > 0 && claim.num_tokens > limit - taken.num_tokens;
+  };
+  const Taken tenant = TakenBy(claim.tenant);
+  if (too_many_requests(taken_, limits_.max_waiting_requests)) {
+    return Full(Reason::kRequests,
+                absl::StrCat(taken_.num_requests,
+                             " requests wait and max_waiting_requests is ",
+                             limits_.max_waiting_requests));
+  }
+  if (too_many_tokens(taken_, limits_.max_waiting_tokens)) {
+    return Full(Reason::kTokens,
+                absl::StrCat("requests of ", taken_.num_tokens,
+                             " prompt tokens wait, this one has about ",
+                             claim.num_tokens, " and max_waiting_tokens is ",
+                             limits_.max_waiting_tokens));
+  }
+  if (too_many_requests(tenant, limits_.max_waiting_requests_per_tenant)) {
+    return Full(Reason::kTenantRequests,
+                absl::StrCat(tenant.num_requests,
+                             " requests of this tenant wait and "
+                             "max_waiting_requests_per_tenant is ",
+                             limits_.max_waiting_requests_per_tenant));
+  }
+  if (too_many_tokens(tenant, limits_.max_waiting_tokens_per_tenant)) {
+    return Full(
+        Reason::kTenantTokens,
+        absl::StrCat("requests of this tenant of ", tenant.num_tokens,
+                     " prompt tokens wait, this one has about ",
+                     claim.num_tokens, " and max_waiting_tokens_per_tenant is ",
+                     limits_.max_waiting_tokens_per_tenant));
+  }
+  return RefuseForTime(claim);
+}
+
+std::optional<RequestQueue::Refused> RequestQueue::RefuseForTime(
+    const QueueClaim& claim) const {
+  using Reason = QueueRefusal::Reason;
+  const Duration wait = Wait(claim);
+  const auto seconds = [](Duration duration) {
+    return std::chrono::duration<double>(duration).count();
+  };
+  if (claim.start_by && claim.now + wait > *claim.start_by) {
+    return Refused{{Reason::kDeadline, Duration(0)},
+                   absl::DeadlineExceededError(absl::StrCat(
+                       "the request would wait about ", seconds(wait),
+                       " s, which is longer than its limits of time allow"))};
+  }
+  if (limits_.max_estimated_wait > Duration(0) &&
+      wait > limits_.max_estimated_wait) {
+    Refused refused =
+        Full(Reason::kEstimatedWait,
+             absl::StrCat("the request would wait about ", seconds(wait),
+                          " s and max_estimated_wait is ",
+                          seconds(limits_.max_estimated_wait), " s"));
+    refused.refusal.retry_after = wait - limits_.max_estimated_wait;
+    return refused;
+  }
+  return std::nullopt;
+}
+
+// A place is free again when about one request has left.
+RequestQueue::Refused RequestQueue::Full(QueueRefusal::Reason reason,
+                                         const std::string& what) const {
+  return {
+      {reason, TimeFor(taken_.num_tokens / std::max(taken_.num_requests, 1))},
+      absl::ResourceExhaustedError(
+          absl::StrCat("the queue is full: ", what, "; try again later"))};
+}
+
+RequestQueue::Taken RequestQueue::TakenBy(const std::string& tenant) const {
+  Taken sum;
+  for (const auto& [key, taken] : taken_by_) {
+    if (key.second != tenant) continue;
+    sum.num_requests += taken.num_requests;
+    sum.num_tokens += taken.num_tokens;
+  }
+  return sum;
+}
+
+Duration RequestQueue::EstimatedWait(const QueueClaim& claim) const {
+  MutexLock lock(mutex_);
+  return Wait(claim);
+}
+
+Duration RequestQueue::Wait(const QueueClaim& claim) const {
+  const auto mine = taken_by_.find({claim.priority, claim.tenant});
+  const int64_t own = mine == taken_by_.end() ? 0 : mine->second.num_tokens;
+  int64_t ahead = 0;
+  for (const auto& [key, taken] : taken_by_) {
+    if (key.first > claim.priority) break;
+    ahead += key.first < claim.priority
+                 ? taken.num_tokens
+                 : std::min(taken.num_tokens, own + claim.num_tokens);
+  }
+  return TimeFor(ahead);
+}
+
+Duration RequestQueue::TimeFor(int64_t num_tokens) const {
+  constexpr double kLongest = 3600 * 24;
+  if (tokens_per_second_ <= 0) return Duration(0);
+  return std::chrono::duration_cast<Duration>(
+      std::chrono::duration<double>(std::min(
+          static_cast<double>(num_tokens) / tokens_per_second_, kLongest)));
+}
+
+void RequestQueue::SetSpeed(double tokens_per_second) {
+  MutexLock lock(mutex_);
+  tokens_per_second_ = tokens_per_second;
 }
 
 void RequestQueue::Push(Command command) {
@@ -114,13 +229,22 @@ void RequestQueue::Wake() {
 
 int RequestQueue::num_waiting() const {
   MutexLock lock(mutex_);
-  return num_reserved_;
+  return taken_.num_requests;
 }
 
-void RequestQueue::Release(int64_t num_tokens) {
+int64_t RequestQueue::num_waiting_tokens() const {
   MutexLock lock(mutex_);
-  --num_reserved_;
-  num_reserved_tokens_ -= num_tokens;
+  return taken_.num_tokens;
+}
+
+void RequestQueue::Release(const QueueClaim& claim) {
+  MutexLock lock(mutex_);
+  const auto mine = taken_by_.find({claim.priority, claim.tenant});
+  for (Taken* each : {&taken_, &mine->second}) {
+    --each->num_requests;
+    each->num_tokens -= claim.num_tokens;
+  }
+  if (mine->second.num_requests == 0) taken_by_.erase(mine);
 }
 
 }  // namespace binarymos

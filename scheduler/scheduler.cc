@@ -39,7 +39,8 @@ Scheduler::Scheduler(const SchedulerOptions& options)
     : options_(options),
       watermark_blocks_(static_cast<int>(
           std::ceil(options.watermark * options.cache.num_blocks))),
-      kv_(options.cache, options.prefix_caching) {
+      kv_(options.cache, options.prefix_caching),
+      shares_(options.cache.max_num_batched_tokens) {
   const CacheConfig& cache = options_.cache;
   BINARYMOS_CHECK_GT(cache.num_blocks, 0);
   BINARYMOS_CHECK_GT(cache.block_size, 0);
@@ -70,7 +71,7 @@ void Scheduler::Add(std::shared_ptr<const Request> request, MonotonicTime now) {
   for (int i = 0; i < request->num_samples; ++i) {
     state->samples.emplace_back(request, i, options_.cache.max_model_len);
   }
-  if (request->deadline) deadlines_.emplace(*request->deadline, id);
+  AddDeadlines(*request);
   std::vector<Sequence>& samples = state->samples;
   state->request = std::move(request);
   const bool is_new = requests_.try_emplace(id, std::move(state)).second;
@@ -159,11 +160,49 @@ void Scheduler::ForgetEndedRequests() {
 }
 
 void Scheduler::EndExpired(MonotonicTime now) {
-  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    // Ending the request erases its entry.
-    Abort(deadlines_.begin()->second,
-          absl::DeadlineExceededError("the request's deadline has passed"),
-          now);
+  while (!deadlines_.empty() && deadlines_.begin()->time <= now) {
+    const Deadline& passed = *deadlines_.begin();
+    // Ending the request erases its entries.
+    Abort(passed.id, absl::DeadlineExceededError(Late(passed.stage)), now);
+  }
+}
+
+const char* Scheduler::Late(Stage stage) {
+  switch (stage) {
+    case Stage::kStart:
+      return "the request waited in the queue for as long as it was allowed to";
+    case Stage::kFirstToken:
+      return "the request had no token in the time that it was allowed";
+    case Stage::kEnd:
+      break;
+  }
+  return "the request's deadline has passed";
+}
+
+std::optional<MonotonicTime> Scheduler::DeadlineOf(const Request& request,
+                                                   Stage stage) {
+  switch (stage) {
+    case Stage::kStart:
+      return request.queue_deadline;
+    case Stage::kFirstToken:
+      return request.first_token_deadline;
+    case Stage::kEnd:
+      break;
+  }
+  return request.deadline;
+}
+
+void Scheduler::AddDeadlines(const Request& request) {
+  for (const Stage stage : kStages) {
+    if (const auto time = DeadlineOf(request, stage)) {
+      deadlines_.insert({*time, request.id, stage});
+    }
+  }
+}
+
+void Scheduler::EraseDeadline(const Request& request, Stage stage) {
+  if (const auto time = DeadlineOf(request, stage)) {
+    deadlines_.erase({*time, request.id, stage});
   }
 }
 
@@ -298,6 +337,7 @@ bool Scheduler::Admit(Sequence& seq, MonotonicTime now) {
   RequestState& state = *requests_.at(seq.request().id);
   if (!state.started) {
     state.started = true;
+    EraseDeadline(*state.request, Stage::kStart);
     started_.push_back(state.request->id);
   }
   next_slot_ops_.push_back(
@@ -400,7 +440,10 @@ void Scheduler::CommitRow(const RowInFlight& planned, const StepResultRow& row,
   const std::optional<FinishReason> reason = seq.Append(row.token);
   ++stats_.num_generated_tokens;
   RequestTimes& times = seq.place.times;
-  if (!times.first_token) times.first_token = now;
+  if (!times.first_token) {
+    times.first_token = now;
+    EraseDeadline(seq.request(), Stage::kFirstToken);
+  }
   times.last_token = now;
 
   StreamEvent& event = Emit(seq);
@@ -455,7 +498,7 @@ void Scheduler::TakeEvents(std::vector<StreamEvent>& events) {
 
 std::optional<MonotonicTime> Scheduler::next_deadline() const {
   if (deadlines_.empty()) return std::nullopt;
-  return deadlines_.begin()->first;
+  return deadlines_.begin()->time;
 }
 
 bool Scheduler::NeverFits(int num_tokens) const {
@@ -518,9 +561,7 @@ void Scheduler::End(Sequence& seq, FinishReason reason, absl::Status status,
   const auto found = requests_.find(seq.request().id);
   if (--found->second->num_unfinished > 0) return;
   event.request_ended = true;
-  if (seq.request().deadline) {
-    deadlines_.erase({*seq.request().deadline, seq.request().id});
-  }
+  for (const Stage stage : kStages) EraseDeadline(seq.request(), stage);
   ended_.push_back(std::move(found->second));
   requests_.erase(found);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -96,7 +97,7 @@ class Scheduler {
 
   // --- Steps ---
 
-  // Ends what is past its deadline and plans a step; an empty plan has no
+  // Ends what is past a limit of time and plans a step; an empty plan has no
   // Commit. The plan is valid until the next Schedule or Commit.
   // REQUIRES: fewer than kMaxStepsInFlight plans wait for their Commit.
   const BatchPlan& Schedule(MonotonicTime now);
@@ -131,6 +132,18 @@ class Scheduler {
     bool started = false;
   };
 
+  // What a request must have reached in time.
+  enum class Stage { kStart, kFirstToken, kEnd };
+  static constexpr std::array kStages = {Stage::kStart, Stage::kFirstToken,
+                                         Stage::kEnd};
+  struct Deadline {
+    MonotonicTime time;
+    RequestId id = 0;
+    Stage stage = Stage::kEnd;
+
+    auto operator<=>(const Deadline&) const = default;
+  };
+
   struct RowInFlight {
     Sequence* seq = nullptr;
     int first_position = 0;
@@ -145,6 +158,12 @@ class Scheduler {
   // Parts of Schedule.
   void ForgetEndedRequests();
   void EndExpired(MonotonicTime now);
+  static const char* Late(Stage stage);
+  static std::optional<MonotonicTime> DeadlineOf(const Request& request,
+                                                 Stage stage);
+  void AddDeadlines(const Request& request);
+  // It has reached `stage`.
+  void EraseDeadline(const Request& request, Stage stage);
   void ScheduleRunning(MonotonicTime now);
   bool MakeRoom(Sequence& seq, int num_tokens);
   void ScheduleWaiting(MonotonicTime now);
@@ -183,10 +202,10 @@ class Scheduler {
   absl::flat_hash_map<RequestId, std::unique_ptr<RequestState>> requests_;
   // Ended, kept while a row in flight or a slot operation refers to them.
   std::vector<std::unique_ptr<RequestState>> ended_;
-  absl::btree_set<std::pair<MonotonicTime, RequestId>> deadlines_;
+  absl::btree_set<Deadline> deadlines_;  // not yet reached
 
   std::vector<Sequence*> running_;  // in the order of RunsBefore()
-  FairShare shares_;
+  FairShare shares_;                // with a credit of one step
   WaitingQueue waiting_{shares_};
   int64_t next_order_ = 0;  // SequencePlace::order
   std::vector<SlotId> free_slots_;

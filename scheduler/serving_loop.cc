@@ -118,13 +118,24 @@ void ServingLoop::Execute(Command& command, MonotonicTime now) {
              command);
 }
 
+// Of the requests that have begun to run.
+void ServingLoop::TakePlacesBack(MonotonicTime now) {
+  int64_t num_tokens = 0;
+  for (const RequestId id : scheduler_.started_requests()) {
+    const auto found = reservations_.find(id);
+    num_tokens += found->second.num_tokens();
+    reservations_.erase(found);
+  }
+  const bool some_wait = !reservations_.empty();
+  queue_speed_.Observe(now, num_tokens, some_wait);
+  if (some_wait) queue_.SetSpeed(queue_speed_.tokens_per_second());
+}
+
 absl::Status ServingLoop::SubmitStep(MonotonicTime now) {
   const MonotonicTime started = clock_();
   const BatchPlan& plan = scheduler_.Schedule(now);
   schedule_time_ += clock_() - started;
-  for (const RequestId id : scheduler_.started_requests()) {
-    reservations_.erase(id);
-  }
+  TakePlacesBack(now);
   PublishEvents();
   for (const SlotOperation& operation : scheduler_.slot_operations()) {
     if (operation.kind == SlotOperation::Kind::kAdd) {

@@ -12,6 +12,7 @@
 #include "engine/api/model_runner.h"
 #include "engine/api/types.h"
 #include "scheduler/loop_status.h"
+#include "scheduler/queue_speed.h"
 #include "scheduler/request_queue.h"
 #include "scheduler/scheduler.h"
 
@@ -54,6 +55,7 @@ class ServingLoop {
   void Main();
   MonotonicTime WaitLimit(MonotonicTime now) const;
   void Execute(Command& command, MonotonicTime now);
+  void TakePlacesBack(MonotonicTime now);
   absl::Status SubmitStep(MonotonicTime now);
   absl::Status CommitStep(MonotonicTime now);
   void PublishEvents();
@@ -73,6 +75,7 @@ class ServingLoop {
   Scheduler scheduler_;
   // Places of the requests that have not been scheduled yet.
   absl::flat_hash_map<RequestId, Reservation> reservations_;
+  QueueSpeed queue_speed_;
   StepResult result_;
   std::vector<Command> commands_;
   std::vector<StreamEvent> events_;

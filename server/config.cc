@@ -76,10 +76,10 @@ void CheckEngine(const EngineOptions& engine, Checker& check) {
   check.Range("threads", engine.num_threads, 0, 1024);
   check.OneOf("cpu-kernels", engine.cpu_kernels,
               {"auto", "avx2", "portable", "reference"});
-  check.Require(engine.gpu_memory_utilization > 0 &&
-                    engine.gpu_memory_utilization <= 1,
-                "gpu-memory-utilization", engine.gpu_memory_utilization,
-                "more than 0 and at most 1");
+  check.Require(
+      engine.gpu_memory_utilization > 0 && engine.gpu_memory_utilization <= 1,
+      "gpu-memory-utilization", engine.gpu_memory_utilization,
+      "more than 0 and at most 1");
   const int bits = engine.activation_bits;
   check.Require(
       bits == 0 || bits == 8 || bits == 12 || bits == 14 || bits == 16,
@@ -123,12 +123,20 @@ absl::Status Validate(const ServerConfig& config) {
 
   check.AtLeast("max-waiting-requests", config.max_waiting_requests, 0);
   check.AtLeast("max-waiting-tokens", config.max_waiting_tokens, 0);
+  check.AtLeast("max-waiting-requests-per-tenant",
+                config.max_waiting_requests_per_tenant, 0);
+  check.AtLeast("max-waiting-tokens-per-tenant",
+                config.max_waiting_tokens_per_tenant, 0);
+  check.Period("max-estimated-wait", config.max_estimated_wait,
+               milliseconds(0));
   check.AtLeast("long-prefill-token-threshold",
                 config.long_prefill_token_threshold, 0);
 
   check.Range("text-threads", config.text_threads, 1, 256);
   check.Range("stream-buffer", config.stream_buffer_bytes, 4096,
               int64_t{1} << 30);
+  check.Period("write-stall-timeout", config.write_stall_timeout,
+               milliseconds(0));
   check.AtLeast("default-max-tokens", config.default_max_tokens, 1);
 
   check.Period("drain-delay", config.drain_delay, milliseconds(0));

@@ -31,8 +31,11 @@ struct ServerConfig {
   int max_concurrent_streams = 1024;                      // per connection
 
   // --- Scheduling ---
-  int max_waiting_requests = 256;  // 0: no limit
-  int64_t max_waiting_tokens = 0;  // 0: no limit
+  int max_waiting_requests = 256;                   // 0: no limit
+  int64_t max_waiting_tokens = 0;                   // 0: no limit
+  int max_waiting_requests_per_tenant = 0;          // 0: no limit
+  int64_t max_waiting_tokens_per_tenant = 0;        // 0: no limit
+  std::chrono::milliseconds max_estimated_wait{0};  // 0: no limit
   bool prefix_caching = true;
   int long_prefill_token_threshold = 0;  // 0: no limit but the budget
 
@@ -41,6 +44,7 @@ struct ServerConfig {
   int64_t stream_buffer_bytes = 256 << 10;  // unread output of one stream;
                                             // past it the request ends with
                                             // RESOURCE_EXHAUSTED
+  std::chrono::milliseconds write_stall_timeout{30'000};  // 0: no limit
   int default_max_tokens = 256;
 
   // --- Shutdown ---

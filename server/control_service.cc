@@ -60,6 +60,9 @@ void Describe(const ServedModel& model, v1::GetLoadResponse& out) {
   out.set_num_preemptions(stats.num_preemptions);
   out.set_num_generated_tokens(stats.num_generated_tokens);
   out.set_num_prompt_tokens(stats.num_prompt_tokens);
+  const std::chrono::duration<double> wait =
+      model.loop().queue().EstimatedWait({.num_tokens = 1});
+  out.set_estimated_wait_seconds(wait.count());
 }
 
 grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* rpc,

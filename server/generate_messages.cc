@@ -155,6 +155,12 @@ GenerationRequest FromProto(const v1::GenerateRequest& from) {
   to.echo = from.echo();
   if (from.has_priority()) to.priority = from.priority();
   if (from.has_time_limit_ms()) to.time_limit_ms = from.time_limit_ms();
+  if (from.has_queue_time_limit_ms()) {
+    to.queue_time_limit_ms = from.queue_time_limit_ms();
+  }
+  if (from.has_first_token_time_limit_ms()) {
+    to.first_token_time_limit_ms = from.first_token_time_limit_ms();
+  }
   return to;
 }
 

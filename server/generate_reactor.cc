@@ -19,7 +19,10 @@
 namespace binarymos {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr char kRequestIdKey[] = "x-request-id";
+constexpr char kTenantKey[] = "x-tenant-id";
 
 // gRPC's deadlines are wall-clock times, ours are not.
 std::optional<MonotonicTime> DeadlineOf(const grpc::CallbackServerContext& rpc,
@@ -32,16 +35,14 @@ std::optional<MonotonicTime> DeadlineOf(const grpc::CallbackServerContext& rpc,
   return now + left;
 }
 
-// The name that the client gave the request, or one made up. An unusable one
-// gives INVALID_ARGUMENT, and a name made up.
-absl::Status NameRequest(GenerationService& service,
-                         const grpc::CallbackServerContext& rpc,
-                         std::string& name) {
-  name = service.NewRequestId();
-  const auto found = rpc.client_metadata().find(kRequestIdKey);
+// Overwrites `name` with what the client's metadata has under `key`, if it has
+// anything. An unusable one gives INVALID_ARGUMENT, and leaves `name` as it is.
+absl::Status TakeName(const grpc::CallbackServerContext& rpc, const char* key,
+                      std::string& name) {
+  const auto found = rpc.client_metadata().find(key);
   if (found == rpc.client_metadata().end()) return absl::OkStatus();
   std::string given(found->second.data(), found->second.size());
-  absl::Status status = ValidateRequestId(given);
+  absl::Status status = ValidateName(key, given);
   if (status.ok()) name = std::move(given);
   return status;
 }
@@ -54,9 +55,11 @@ std::shared_ptr<Generation> StartGeneration(GenerationService& service,
                                             GenerationSink* sink,
                                             absl::Status& status) {
   CallInfo call;
-  call.arrival = std::chrono::steady_clock::now();
+  call.arrival = Clock::now();
   call.deadline = DeadlineOf(rpc, call.arrival);
-  status = NameRequest(service, rpc, call.request_id);
+  call.request_id = service.NewRequestId();
+  status = TakeName(rpc, kRequestIdKey, call.request_id);
+  if (status.ok()) status = TakeName(rpc, kTenantKey, call.tenant);
   const std::string name = call.request_id;
   std::shared_ptr<Generation> generation;
   if (status.ok()) {
@@ -158,11 +161,10 @@ class GenerateStreamReactor final
       // A failure is told by the status alone.
       const bool failed = final_status_ && !final_status_->ok();
       if (failed) update.ended.reset();
-      if (!final_status_ && status_of_reader_.ok() && ReaderIsTooSlow()) {
-        too_slow = true;
-        StopWriting(absl::ResourceExhaustedError(absl::StrCat(
-            "the stream is read too slowly: more than ",
-            context_.stream_buffer_bytes, " bytes of output wait")));
+      if (!final_status_ && status_of_reader_.ok()) {
+        absl::Status slowness = Slowness();
+        too_slow = !slowness.ok();
+        if (too_slow) StopWriting(std::move(slowness));
       }
       if (status_of_reader_.ok() && !update.empty()) {
         pending_bytes_ += OutputBytes(update);
@@ -202,9 +204,22 @@ class GenerateStreamReactor final
  private:
   enum class Next { kNothing, kFinish, kWriteAndFinish };
 
-  // Output waits, and the reader has not even taken what was sent before it.
-  bool ReaderIsTooSlow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return writing_ && pending_bytes_ > context_.stream_buffer_bytes;
+  // Not OK if output waits, and the reader has not even taken what was sent
+  // before it: too much output, or for too long.
+  absl::Status Slowness() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!writing_) return absl::OkStatus();
+    if (pending_bytes_ > context_.stream_buffer_bytes) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the stream is read too slowly: more than ",
+                       context_.stream_buffer_bytes, " bytes of output wait"));
+    }
+    const Duration limit = context_.write_stall_timeout;
+    if (limit > Duration(0) && Clock::now() - write_began_ > limit) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "the stream is not read: one write has waited for more than ",
+          std::chrono::duration<double>(limit).count(), " s"));
+    }
+    return absl::OkStatus();
   }
 
   void StopWriting(absl::Status status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -230,6 +245,7 @@ class GenerateStreamReactor final
     }
     if (write) {
       writing_ = true;
+      write_began_ = Clock::now();
       StartWrite(&message_);
     }
     return Next::kNothing;
@@ -257,6 +273,7 @@ class GenerateStreamReactor final
 
   Mutex mutex_;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  MonotonicTime write_began_ ABSL_GUARDED_BY(mutex_);
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   bool has_pending_ ABSL_GUARDED_BY(mutex_) = false;
   size_t pending_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -6,6 +6,7 @@
 #include <cstddef>
 
 #include "binarymos/v1/inference.pb.h"
+#include "engine/api/types.h"
 #include "server/generation_service.h"
 #include "server/open_calls.h"
 
@@ -15,7 +16,8 @@ namespace binarymos {
 struct CallContext {
   GenerationService* service = nullptr;
   OpenCalls* open_calls = nullptr;
-  size_t stream_buffer_bytes = 0;  // output that one stream may hold back
+  size_t stream_buffer_bytes = 0;   // output that one stream may hold back
+  Duration write_stall_timeout{0};  // of one write; 0: no limit
 };
 
 // Begin a call. The reactor owns itself and goes when the call is done.

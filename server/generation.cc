@@ -77,8 +77,9 @@ const char* RejectionReason(const absl::Status& status) {
       return "queue_full";
     case absl::StatusCode::kUnavailable:
       return "draining";
-    case absl::StatusCode::kCancelled:
     case absl::StatusCode::kDeadlineExceeded:
+      return "deadline";
+    case absl::StatusCode::kCancelled:
       return "abort";
     default:
       return "invalid";
@@ -86,12 +87,12 @@ const char* RejectionReason(const absl::Status& status) {
 }
 
 Generation::Generation(Context context, RequestId id, GenerationRequest request,
-                       CallInfo call, std::optional<MonotonicTime> deadline,
+                       CallInfo call, TimeLimits limits,
                        Reservation reservation, GenerationSink* sink)
     : context_(std::move(context)),
       id_(id),
       call_(std::move(call)),
-      deadline_(deadline),
+      limits_(limits),
       sink_(sink),
       request_(std::move(request)),
       reservation_(std::move(reservation)) {}
@@ -186,6 +187,7 @@ std::shared_ptr<Request> Generation::MakeRequest(std::vector<TokenId> prompt,
   auto request = std::make_shared<Request>();
   request->id = id_;
   request->external_id = call_.request_id;
+  request->tenant = call_.tenant;
   request->priority = request_.priority.value_or(0);
   request->prompt = std::move(prompt);
   request->sampling = MakeSampling(request_, engine.eos_tokens());
@@ -196,7 +198,9 @@ std::shared_ptr<Request> Generation::MakeRequest(std::vector<TokenId> prompt,
   request->num_logprobs = request_.logprobs.value_or(-1);
   request->num_prompt_logprobs = request_.prompt_logprobs.value_or(-1);
   request->arrival = call_.arrival;
-  request->deadline = deadline_;
+  request->queue_deadline = limits_.queue;
+  request->first_token_deadline = limits_.first_token;
+  request->deadline = limits_.total;
   return request;
 }
 

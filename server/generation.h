@@ -27,12 +27,21 @@ namespace binarymos {
 
 class Generation;
 
-// Why a request never reached the queue, as a label of metrics.
+// Moments at which a request ends unless it has begun to run, has a token, or
+// has ended.
+struct TimeLimits {
+  std::optional<MonotonicTime> queue;
+  std::optional<MonotonicTime> first_token;
+  std::optional<MonotonicTime> total;
+};
+
+// Why a request never reached the scheduler, as a label of metrics.
 const char* RejectionReason(const absl::Status& status);
 
 // What a face was told about the call itself.
 struct CallInfo {
   std::string request_id;  // not empty
+  std::string tenant;      // empty: the one of all who do not say
   MonotonicTime arrival;
   std::optional<MonotonicTime> deadline;  // of the RPC
 };
@@ -112,8 +121,8 @@ class Generation : public TextJob,
 
   // REQUIRES: `request` is valid for the model, but for its length.
   Generation(Context context, RequestId id, GenerationRequest request,
-             CallInfo call, std::optional<MonotonicTime> deadline,
-             Reservation reservation, GenerationSink* sink);
+             CallInfo call, TimeLimits limits, Reservation reservation,
+             GenerationSink* sink);
 
   // Ends the request with `status`, wherever it is; tokens on their way are
   // dropped. The sink still hears of the end. Any thread; later calls and
@@ -161,7 +170,7 @@ class Generation : public TextJob,
   const Context context_;
   const RequestId id_;
   const CallInfo call_;
-  const std::optional<MonotonicTime> deadline_;
+  const TimeLimits limits_;
   GenerationSink* const sink_;
 
   // Of Run, which does not run concurrently with itself.

@@ -114,6 +114,10 @@ absl::Status Validate(const GenerationRequest& request) {
       CheckIn("logprobs", request.logprobs, 0, kMaxLogprobs),
       CheckIn("prompt_logprobs", request.prompt_logprobs, 0, kMaxLogprobs),
       CheckAtLeast<int64_t>("time_limit_ms", request.time_limit_ms, 1),
+      CheckAtLeast<int64_t>("queue_time_limit_ms", request.queue_time_limit_ms,
+                            1),
+      CheckAtLeast<int64_t>("first_token_time_limit_ms",
+                            request.first_token_time_limit_ms, 1),
   });
 }
 

@@ -46,6 +46,8 @@ struct GenerationRequest {
   bool echo = false;
   std::optional<int32_t> priority;
   std::optional<int64_t> time_limit_ms;
+  std::optional<int64_t> queue_time_limit_ms;
+  std::optional<int64_t> first_token_time_limit_ms;
 };
 
 // Checks everything that can be checked without the model. INVALID_ARGUMENT

@@ -1,5 +1,6 @@
 #include "server/generation_service.h"
 
+#include <google/protobuf/duration.pb.h>
 #include <sys/random.h>
 
 #include <algorithm>
@@ -17,13 +18,51 @@
 namespace binarymos {
 namespace {
 
-constexpr size_t kMaxRequestIdBytes = 128;
+constexpr size_t kMaxNameBytes = 128;
 constexpr std::chrono::milliseconds kMaxTimeLimit =
     std::chrono::hours(24 * 365);
 
-// google.rpc.RetryInfo{retry_delay: {seconds: 1}} in the wire format: field 1,
-// two bytes: field 1, varint 1.
-constexpr char kRetryInOneSecond[] = "\x0a\x02\x08\x01";
+// Bounds of what a client is told, and what it is told when nothing is known.
+constexpr Duration kSoonestRetry = std::chrono::milliseconds(100);
+constexpr Duration kLatestRetry = std::chrono::seconds(60);
+constexpr Duration kRetryByDefault = std::chrono::seconds(1);
+
+// google.rpc.RetryInfo{google.protobuf.Duration retry_delay = 1}, whose .proto
+// the distribution does not have.
+std::string RetryInfo(Duration retry_after) {
+  const Duration delay =
+      retry_after == Duration(0)
+          ? kRetryByDefault
+          : std::clamp(retry_after, kSoonestRetry, kLatestRetry);
+  const auto seconds = std::chrono::floor<std::chrono::seconds>(delay);
+  google::protobuf::Duration message;
+  message.set_seconds(seconds.count());
+  message.set_nanos(static_cast<int32_t>((delay - seconds).count()));
+  const std::string bytes = message.SerializeAsString();
+  constexpr char kTag = (1 << 3) | 2;
+  return std::string{kTag, static_cast<char>(bytes.size())} + bytes;
+}
+
+// As a label of metrics.
+const char* NameOf(QueueRefusal::Reason reason) {
+  switch (reason) {
+    case QueueRefusal::Reason::kClosed:
+      return "draining";
+    case QueueRefusal::Reason::kRequests:
+      return "queue_full";
+    case QueueRefusal::Reason::kTokens:
+      return "queue_tokens";
+    case QueueRefusal::Reason::kTenantRequests:
+      return "tenant_full";
+    case QueueRefusal::Reason::kTenantTokens:
+      return "tenant_tokens";
+    case QueueRefusal::Reason::kEstimatedWait:
+      return "estimated_wait";
+    case QueueRefusal::Reason::kDeadline:
+      break;
+  }
+  return "deadline";
+}
 
 uint64_t RandomSeed() {
   uint64_t seed = 0;
@@ -32,13 +71,26 @@ uint64_t RandomSeed() {
   return seed;
 }
 
-std::optional<MonotonicTime> Deadline(const GenerationRequest& request,
-                                      const CallInfo& call) {
-  if (!request.time_limit_ms) return call.deadline;
-  const auto limit = std::min(std::chrono::milliseconds(*request.time_limit_ms),
-                              kMaxTimeLimit);
-  const MonotonicTime own = call.arrival + limit;
-  return call.deadline ? std::min(*call.deadline, own) : own;
+std::optional<MonotonicTime> After(MonotonicTime arrival,
+                                   std::optional<int64_t> limit_ms) {
+  if (!limit_ms) return std::nullopt;
+  return arrival +
+         std::min(std::chrono::milliseconds(*limit_ms), kMaxTimeLimit);
+}
+
+std::optional<MonotonicTime> Earlier(std::optional<MonotonicTime> a,
+                                     std::optional<MonotonicTime> b) {
+  if (!a || !b) return a ? a : b;
+  return std::min(*a, *b);
+}
+
+TimeLimits LimitsOf(const GenerationRequest& request, const CallInfo& call) {
+  TimeLimits limits;
+  limits.queue = After(call.arrival, request.queue_time_limit_ms);
+  limits.first_token = After(call.arrival, request.first_token_time_limit_ms);
+  limits.total =
+      Earlier(call.deadline, After(call.arrival, request.time_limit_ms));
+  return limits;
 }
 
 absl::Status ValidateForModel(const GenerationRequest& request,
@@ -71,13 +123,13 @@ int64_t EstimateTokens(const GenerationRequest& request) {
 
 }  // namespace
 
-absl::Status ValidateRequestId(const std::string& id) {
-  if (!id.empty() && id.size() <= kMaxRequestIdBytes &&
-      std::all_of(id.begin(), id.end(), absl::ascii_isgraph)) {
+absl::Status ValidateName(const char* key, const std::string& name) {
+  if (!name.empty() && name.size() <= kMaxNameBytes &&
+      std::all_of(name.begin(), name.end(), absl::ascii_isgraph)) {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("x-request-id must be 1 to ", kMaxRequestIdBytes,
+      absl::StrCat(key, " must be 1 to ", kMaxNameBytes,
                    " printable ASCII characters without spaces"));
 }
 
@@ -98,38 +150,50 @@ std::string GenerationService::NewRequestId() {
 absl::StatusOr<std::shared_ptr<Generation>> GenerationService::Start(
     GenerationRequest request, CallInfo call, GenerationSink* sink) {
   const std::string request_id = call.request_id;
-  auto generation = TryStart(request, call, sink);
+  const char* reason = nullptr;
+  auto generation = TryStart(request, call, sink, reason);
   if (generation.ok()) return generation;
   const absl::Status& status = generation.status();
-  if (Metrics* metrics = metrics_) {
-    metrics->RecordRejection(status, RejectionReason(status));
-  }
+  if (reason == nullptr) reason = RejectionReason(status);
+  if (Metrics* metrics = metrics_) metrics->RecordRejection(status, reason);
   Log(LogLevel::kInfo, "request refused",
       {{"request_id", request_id},
        {"status", absl::StatusCodeToString(status.code())},
+       {"reason", reason},
        {"message", std::string(status.message())}});
   return generation;
 }
 
 absl::StatusOr<std::shared_ptr<Generation>> GenerationService::TryStart(
-    GenerationRequest& request, CallInfo& call, GenerationSink* sink) {
+    GenerationRequest& request, CallInfo& call, GenerationSink* sink,
+    const char*& refusal_reason) {
   absl::Status status = Validate(request);
   if (!status.ok()) return status;
   const absl::StatusOr<ServedModel*> model = registry_->Find(request.model);
   if (!model.ok()) return model.status();
   status = ValidateForModel(request, **model);
   if (!status.ok()) return status;
-  const std::optional<MonotonicTime> deadline = Deadline(request, call);
-  if (deadline && *deadline <= std::chrono::steady_clock::now()) {
+  const TimeLimits limits = LimitsOf(request, call);
+  QueueClaim claim;
+  claim.tenant = call.tenant;
+  claim.priority = request.priority.value_or(0);
+  claim.num_tokens = EstimateTokens(request);
+  claim.now = std::chrono::steady_clock::now();
+  claim.start_by =
+      Earlier(limits.queue, Earlier(limits.first_token, limits.total));
+  if (claim.start_by && *claim.start_by <= claim.now) {
     return absl::DeadlineExceededError(
         "the deadline had passed when the request arrived");
   }
-  absl::StatusOr<Reservation> reservation = (*model)->loop().queue().TryReserve(
-      /*tenant=*/"", EstimateTokens(request));
+  QueueRefusal refusal;
+  absl::StatusOr<Reservation> reservation =
+      (*model)->loop().queue().TryReserve(std::move(claim), &refusal);
   if (!reservation.ok()) {
     status = reservation.status();
+    refusal_reason = NameOf(refusal.reason);
     if (absl::IsResourceExhausted(status)) {
-      status.SetPayload(kRetryInfoType, absl::Cord(kRetryInOneSecond));
+      status.SetPayload(kRetryInfoType,
+                        absl::Cord(RetryInfo(refusal.retry_after)));
     }
     return status;
   }
@@ -143,7 +207,7 @@ absl::StatusOr<std::shared_ptr<Generation>> GenerationService::TryStart(
   context.default_max_tokens = options_.default_max_tokens;
   context.on_end = [this](RequestId ended) { Remove(ended); };
   auto generation = std::make_shared<Generation>(
-      std::move(context), id, std::move(request), std::move(call), deadline,
+      std::move(context), id, std::move(request), std::move(call), limits,
       *std::move(reservation), sink);
   {
     MutexLock lock(mutex_);

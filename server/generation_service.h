@@ -24,9 +24,9 @@ namespace binarymos {
 inline constexpr char kRetryInfoType[] =
     "type.googleapis.com/google.rpc.RetryInfo";
 
-// The name that a client gave its request: 1 to 128 printable ASCII characters,
-// no spaces. INVALID_ARGUMENT otherwise.
-absl::Status ValidateRequestId(const std::string& id);
+// A name in metadata `key`, of a request or a tenant: 1 to 128 printable ASCII
+// characters, no spaces. INVALID_ARGUMENT otherwise.
+absl::Status ValidateName(const char* key, const std::string& name);
 
 // Thread-safe.
 class GenerationService {
@@ -52,9 +52,10 @@ class GenerationService {
   //   INVALID_ARGUMENT    a field; the message begins with its name
   //   NOT_FOUND           no such model
   //   OUT_OF_RANGE        the prompt is longer than the model
-  //   RESOURCE_EXHAUSTED  the queue is full; carries kRetryInfoType
+  //   RESOURCE_EXHAUSTED  the queue is full, or too slow; carries
+  //                       kRetryInfoType
   //   UNAVAILABLE         loading or shutting down
-  //   DEADLINE_EXCEEDED   it arrived too late
+  //   DEADLINE_EXCEEDED   it arrived too late, or would wait too long
   absl::StatusOr<std::shared_ptr<Generation>> Start(GenerationRequest request,
                                                     CallInfo call,
                                                     GenerationSink* sink);
@@ -70,7 +71,8 @@ class GenerationService {
 
  private:
   absl::StatusOr<std::shared_ptr<Generation>> TryStart(
-      GenerationRequest& request, CallInfo& call, GenerationSink* sink);
+      GenerationRequest& request, CallInfo& call, GenerationSink* sink,
+      const char*& refusal_reason);
   void Remove(RequestId id);
   std::vector<std::shared_ptr<Generation>> Active() const;
 

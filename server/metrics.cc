@@ -436,7 +436,9 @@ class PrometheusMetrics : public Metrics {
           absl::StatusCode::kInternal, absl::StatusCode::kUnavailable}) {
       StatusCounter(code);
     }
-    for (const char* reason : {"queue_full", "draining", "invalid"}) {
+    for (const char* reason :
+         {"queue_full", "queue_tokens", "tenant_full", "tenant_tokens",
+          "estimated_wait", "deadline", "draining", "abort", "invalid"}) {
       rejections_.Add({{"reason", reason}});
     }
   }

@@ -50,7 +50,8 @@ class Metrics {
 
   virtual void RecordRequest(const RequestRecord& record) = 0;
   // A request refused before it reached the queue, by status code name
-  // ("RESOURCE_EXHAUSTED") and reason ("queue_full", "draining", "invalid").
+  // ("RESOURCE_EXHAUSTED") and reason ("queue_full", "draining", "invalid",
+  // ...).
   virtual void RecordRejection(const absl::Status& status,
                                const std::string& reason) = 0;
   // Time between two tokens that reached the reader's side.

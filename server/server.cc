@@ -105,7 +105,8 @@ ServerImpl::ServerImpl(const ServerConfig& config)
       executor_(std::make_unique<TextExecutor>(config.text_threads)),
       generation_({config.default_max_tokens}, &registry_, executor_.get()),
       inference_({&generation_, &open_calls_,
-                  static_cast<size_t>(config.stream_buffer_bytes)},
+                  static_cast<size_t>(config.stream_buffer_bytes),
+                  config.write_stall_timeout},
                  &registry_, executor_.get()),
       control_(ControlOptions(), &registry_, &generation_) {}
 
@@ -151,7 +152,10 @@ absl::Status ServerImpl::Serve(std::unique_ptr<Engine> engine) {
   options.long_prefill_token_threshold = config_.long_prefill_token_threshold;
   auto model = std::make_unique<ServedModel>(
       ModelName(config_), std::move(engine), options,
-      QueueLimits{config_.max_waiting_requests, config_.max_waiting_tokens});
+      QueueLimits{config_.max_waiting_requests, config_.max_waiting_tokens,
+                  config_.max_waiting_requests_per_tenant,
+                  config_.max_waiting_tokens_per_tenant,
+                  config_.max_estimated_wait});
 
   Metrics::Options metrics_options;
   metrics_options.model_name = model->name();

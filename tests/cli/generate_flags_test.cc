@@ -62,15 +62,18 @@ TEST(GenerateFlagsTest, EveryStopFlagSetsItsField) {
 }
 
 TEST(GenerateFlagsTest, EveryOtherFlagSetsItsField) {
-  const v1::GenerateRequest request =
-      Parse({"--model", "m", "-n", "3", "--logprobs", "0", "--prompt-logprobs",
-             "2", "--priority", "-1", "--time-limit-ms", "100", "--echo"});
+  const v1::GenerateRequest request = Parse(
+      {"--model", "m", "-n", "3", "--logprobs", "0", "--prompt-logprobs", "2",
+       "--priority", "-1", "--time-limit-ms", "100", "--queue-time-limit-ms",
+       "30", "--first-token-time-limit-ms", "40", "--echo"});
   EXPECT_EQ(request.model(), "m");
   EXPECT_EQ(request.n(), 3);
   EXPECT_TRUE(request.has_logprobs());
   EXPECT_EQ(request.prompt_logprobs(), 2);
   EXPECT_EQ(request.priority(), -1);
   EXPECT_EQ(request.time_limit_ms(), 100);
+  EXPECT_EQ(request.queue_time_limit_ms(), 30);
+  EXPECT_EQ(request.first_token_time_limit_ms(), 40);
   EXPECT_TRUE(request.echo());
 }
 

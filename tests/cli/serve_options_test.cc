@@ -56,10 +56,14 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
                "BINARYMOS_LONG_PREFILL_TOKEN_THRESHOLD=108",
                "BINARYMOS_MAX_WAITING_REQUESTS=109",
                "BINARYMOS_MAX_WAITING_TOKENS=110",
+               "BINARYMOS_MAX_WAITING_REQUESTS_PER_TENANT=112",
+               "BINARYMOS_MAX_WAITING_TOKENS_PER_TENANT=113",
+               "BINARYMOS_MAX_ESTIMATED_WAIT=18s",
                "BINARYMOS_PREFIX_CACHING=false",
                "BINARYMOS_DEFAULT_MAX_TOKENS=111",
                "BINARYMOS_TEXT_THREADS=4",
                "BINARYMOS_STREAM_BUFFER=8KiB",
+               "BINARYMOS_WRITE_STALL_TIMEOUT=19s",
                "BINARYMOS_DRAIN_DELAY=16s",
                "BINARYMOS_DRAIN_TIMEOUT=17s",
                "BINARYMOS_LOG_LEVEL=debug",
@@ -95,10 +99,14 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
   EXPECT_EQ(c.long_prefill_token_threshold, 108);
   EXPECT_EQ(c.max_waiting_requests, 109);
   EXPECT_EQ(c.max_waiting_tokens, 110);
+  EXPECT_EQ(c.max_waiting_requests_per_tenant, 112);
+  EXPECT_EQ(c.max_waiting_tokens_per_tenant, 113);
+  EXPECT_EQ(c.max_estimated_wait, milliseconds(18'000));
   EXPECT_FALSE(c.prefix_caching);
   EXPECT_EQ(c.default_max_tokens, 111);
   EXPECT_EQ(c.text_threads, 4);
   EXPECT_EQ(c.stream_buffer_bytes, 8192);
+  EXPECT_EQ(c.write_stall_timeout, milliseconds(19'000));
   EXPECT_EQ(c.drain_delay, milliseconds(16'000));
   EXPECT_EQ(c.drain_timeout, milliseconds(17'000));
   EXPECT_EQ(c.log_level, "debug");

@@ -8,14 +8,14 @@ namespace binarymos {
 namespace {
 
 TEST(FairShareTest, OutputCostsTwiceWhatPromptsCost) {
-  FairShare shares;
+  FairShare shares(/*credit=*/0);
   TenantShare& a = shares.Join("a");
   FairShare::Charge(a, 10, 3);
   EXPECT_EQ(a.service, 16);
 }
 
 TEST(FairShareTest, TimeSpentIdleEarnsNothing) {
-  FairShare shares;
+  FairShare shares(/*credit=*/0);
   TenantShare& busy = shares.Join("busy");
   TenantShare& busier = shares.Join("busier");
   shares.BeginWaiting(busy);
@@ -27,8 +27,18 @@ TEST(FairShareTest, TimeSpentIdleEarnsNothing) {
   EXPECT_EQ(newcomer.service, 100);
 }
 
+TEST(FairShareTest, IdleTimeEarnsNoMoreThanTheCredit) {
+  FairShare shares(/*credit=*/30);
+  TenantShare& busy = shares.Join("busy");
+  shares.BeginWaiting(busy);
+  FairShare::Charge(busy, 100, 0);
+  TenantShare& newcomer = shares.Join("new");
+  shares.BeginWaiting(newcomer);
+  EXPECT_EQ(newcomer.service, 70);
+}
+
 TEST(FairShareTest, ServiceIsNeverForgivenForWaiting) {
-  FairShare shares;
+  FairShare shares(/*credit=*/0);
   TenantShare& a = shares.Join("a");
   TenantShare& b = shares.Join("b");
   FairShare::Charge(a, 500, 0);
@@ -38,7 +48,7 @@ TEST(FairShareTest, ServiceIsNeverForgivenForWaiting) {
 }
 
 TEST(FairShareTest, AnEmptyQueueIsEnteredWhereTheLastOneLeftIt) {
-  FairShare shares;
+  FairShare shares(/*credit=*/0);
   TenantShare& a = shares.Join("a");
   shares.BeginWaiting(a);
   shares.EndWaiting(a);
@@ -49,7 +59,7 @@ TEST(FairShareTest, AnEmptyQueueIsEnteredWhereTheLastOneLeftIt) {
 }
 
 TEST(FairShareTest, AccountIsKeptWhileItIsOverdrawn) {
-  FairShare shares;
+  FairShare shares(/*credit=*/0);
   TenantShare& greedy = shares.Join("greedy");
   FairShare::Charge(greedy, 1000, 0);
   shares.Leave(greedy);

@@ -12,7 +12,9 @@
 namespace binarymos {
 namespace {
 
+using Reason = QueueRefusal::Reason;
 using std::chrono::hours;
+using std::chrono::seconds;
 using std::chrono::steady_clock;
 
 SubmitCommand MakeSubmit(std::shared_ptr<TokenStream> stream,
@@ -27,10 +29,10 @@ SubmitCommand MakeSubmit(std::shared_ptr<TokenStream> stream,
 
 TEST(RequestQueueTest, RefusesWhatWouldPassTheLimitOfRequests) {
   RequestQueue queue({.max_waiting_requests = 2});
-  auto a = queue.TryReserve("", 1);
-  auto b = queue.TryReserve("", 1);
+  auto a = queue.TryReserve({.num_tokens = 1});
+  auto b = queue.TryReserve({.num_tokens = 1});
   ASSERT_TRUE(a.ok() && b.ok());
-  const auto c = queue.TryReserve("", 1);
+  const auto c = queue.TryReserve({.num_tokens = 1});
   EXPECT_EQ(c.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_NE(c.status().message().find("max_waiting_requests is 2"),
             absl::string_view::npos);
@@ -39,25 +41,115 @@ TEST(RequestQueueTest, RefusesWhatWouldPassTheLimitOfRequests) {
 
 TEST(RequestQueueTest, RefusesWhatWouldPassTheLimitOfTokens) {
   RequestQueue queue({.max_waiting_requests = 0, .max_waiting_tokens = 100});
-  auto a = queue.TryReserve("", 60);
+  auto a = queue.TryReserve({.num_tokens = 60});
   ASSERT_TRUE(a.ok());
-  const auto b = queue.TryReserve("", 41);
+  const auto b = queue.TryReserve({.num_tokens = 41});
   EXPECT_EQ(b.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_NE(b.status().message().find("max_waiting_tokens"),
             absl::string_view::npos);
-  EXPECT_TRUE(queue.TryReserve("", 40).ok());
+  EXPECT_TRUE(queue.TryReserve({.num_tokens = 40}).ok());
+}
+
+TEST(RequestQueueTest, TenantHasLimitsOfItsOwn) {
+  RequestQueue queue({.max_waiting_requests_per_tenant = 2,
+                      .max_waiting_tokens_per_tenant = 100});
+  QueueRefusal refusal;
+  auto a = queue.TryReserve({.tenant = "a", .num_tokens = 50});
+  ASSERT_TRUE(a.ok());
+  const auto b = queue.TryReserve({.tenant = "a", .num_tokens = 51}, &refusal);
+  EXPECT_EQ(b.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refusal.reason, Reason::kTenantTokens);
+  auto c = queue.TryReserve({.tenant = "a", .priority = -3, .num_tokens = 10});
+  ASSERT_TRUE(c.ok());
+  const auto d = queue.TryReserve({.tenant = "a", .num_tokens = 1}, &refusal);
+  EXPECT_EQ(d.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refusal.reason, Reason::kTenantRequests);
+  EXPECT_TRUE(queue.TryReserve({.tenant = "b", .num_tokens = 100}).ok());
+}
+
+TEST(RequestQueueTest, NoWaitIsEstimatedBeforeTheSpeedIsKnown) {
+  RequestQueue queue({.max_estimated_wait = seconds(1)});
+  auto a = queue.TryReserve({.num_tokens = 1'000'000});
+  auto b = queue.TryReserve({.num_tokens = 1, .start_by = MonotonicTime()});
+  EXPECT_TRUE(a.ok() && b.ok());
+}
+
+TEST(RequestQueueTest, WaitIsForTheUrgentAndForATurnOfEachTenant) {
+  RequestQueue queue({});
+  queue.SetSpeed(10);
+  std::vector<absl::StatusOr<Reservation>> taken;
+  for (const QueueClaim& claim : std::vector<QueueClaim>{
+           {.tenant = "flood", .num_tokens = 1000},
+           {.tenant = "flood", .priority = -1, .num_tokens = 30},
+           {.tenant = "small", .num_tokens = 20},
+           {.tenant = "late", .priority = 5, .num_tokens = 500}}) {
+    taken.push_back(queue.TryReserve(claim));
+    ASSERT_TRUE(taken.back().ok());
+  }
+  const auto wait = [&](const QueueClaim& claim) {
+    return std::chrono::duration<double>(queue.EstimatedWait(claim)).count();
+  };
+  // 30 of the urgent, 20 of its own, and as much of "flood".
+  EXPECT_DOUBLE_EQ(wait({.tenant = "small", .num_tokens = 10}),
+                   (30 + 20 + 30) / 10.0);
+  EXPECT_DOUBLE_EQ(wait({.tenant = "flood", .num_tokens = 10}),
+                   (30 + 20 + 1000) / 10.0);
+  EXPECT_DOUBLE_EQ(wait({.tenant = "x", .priority = -2, .num_tokens = 9}), 0);
+  EXPECT_DOUBLE_EQ(wait({.tenant = "x", .priority = 9, .num_tokens = 9}),
+                   (30 + 1000 + 20 + 500) / 10.0);
+}
+
+TEST(RequestQueueTest, RefusesWhatWouldWaitTooLong) {
+  RequestQueue queue({.max_estimated_wait = seconds(10)});
+  queue.SetSpeed(10);
+  QueueRefusal refusal;
+  auto a = queue.TryReserve({.num_tokens = 120});
+  ASSERT_TRUE(a.ok());
+  const auto b = queue.TryReserve({.num_tokens = 5}, &refusal);
+  EXPECT_EQ(b.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refusal.reason, Reason::kEstimatedWait);
+  EXPECT_EQ(refusal.retry_after, seconds(2));
+}
+
+TEST(RequestQueueTest, RefusesWhatCannotBeginInTime) {
+  RequestQueue queue({});
+  queue.SetSpeed(10);
+  auto a = queue.TryReserve({.num_tokens = 120});
+  ASSERT_TRUE(a.ok());
+  const MonotonicTime now{hours(1)};
+  QueueRefusal refusal;
+  const auto late = queue.TryReserve(
+      {.num_tokens = 5, .now = now, .start_by = now + seconds(11)}, &refusal);
+  EXPECT_EQ(late.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(refusal.reason, Reason::kDeadline);
+  EXPECT_TRUE(
+      queue
+          .TryReserve(
+              {.num_tokens = 5, .now = now, .start_by = now + seconds(13)})
+          .ok());
+}
+
+TEST(RequestQueueTest, FullQueueSaysWhenAPlaceMayBeFree) {
+  RequestQueue queue({.max_waiting_requests = 2});
+  queue.SetSpeed(100);
+  auto a = queue.TryReserve({.num_tokens = 100});
+  auto b = queue.TryReserve({.num_tokens = 300});
+  QueueRefusal refusal;
+  EXPECT_FALSE(queue.TryReserve({.num_tokens = 1}, &refusal).ok());
+  EXPECT_EQ(refusal.reason, Reason::kRequests);
+  EXPECT_EQ(refusal.retry_after, seconds(2));
 }
 
 TEST(RequestQueueTest, PlaceIsFreeAgainWhenItsReservationIsGone) {
   RequestQueue queue({.max_waiting_requests = 1});
   {
-    auto a = queue.TryReserve("", 5);
+    auto a = queue.TryReserve({.num_tokens = 5});
     ASSERT_TRUE(a.ok());
     const Reservation moved = *std::move(a);
     EXPECT_EQ(queue.num_waiting(), 1);
   }
   EXPECT_EQ(queue.num_waiting(), 0);
-  EXPECT_TRUE(queue.TryReserve("", 5).ok());
+  EXPECT_TRUE(queue.TryReserve({.num_tokens = 5}).ok());
 }
 
 TEST(RequestQueueTest, BoundHoldsWhenManyThreadsReserve) {
@@ -70,7 +162,7 @@ TEST(RequestQueueTest, BoundHoldsWhenManyThreadsReserve) {
   for (int t = 0; t < 8; ++t) {
     threads.emplace_back([&] {
       for (int i = 0; i < 2000; ++i) {
-        auto reservation = queue.TryReserve("", 1);
+        auto reservation = queue.TryReserve({.num_tokens = 1});
         if (!reservation.ok()) continue;
         ++num_reserved;
         if (++num_held > kLimit) passed = true;
@@ -93,7 +185,7 @@ TEST(RequestQueueTest, ExactlyTheLimitIsReservedAtTheSameTime) {
   for (std::vector<Reservation>& mine : held) {
     threads.emplace_back([&] {
       for (int i = 0; i < 100; ++i) {
-        auto reservation = queue.TryReserve("", 1);
+        auto reservation = queue.TryReserve({.num_tokens = 1});
         if (reservation.ok()) mine.push_back(*std::move(reservation));
       }
     });
@@ -122,7 +214,7 @@ TEST(RequestQueueTest, ClosedQueueRefusesRequestsAndPassesCommandsOn) {
   RequestQueue queue({});
   queue.Close();
   queue.Close();
-  EXPECT_EQ(queue.TryReserve("", 1).status().code(),
+  EXPECT_EQ(queue.TryReserve({.num_tokens = 1}).status().code(),
             absl::StatusCode::kUnavailable);
   auto stream = std::make_shared<TokenStream>(nullptr);
   queue.Push(MakeSubmit(stream, 2));
@@ -146,7 +238,7 @@ TEST(RequestQueueTest, ClosedQueueRefusesRequestsAndPassesCommandsOn) {
 
 TEST(RequestQueueTest, RefusedSubmitGivesItsPlaceBack) {
   RequestQueue queue({.max_waiting_requests = 1});
-  auto reservation = queue.TryReserve("", 1);
+  auto reservation = queue.TryReserve({.num_tokens = 1});
   ASSERT_TRUE(reservation.ok());
   SubmitCommand submit = MakeSubmit(std::make_shared<TokenStream>(nullptr));
   submit.reservation = *std::move(reservation);

@@ -227,6 +227,43 @@ TEST_P(SchedulerTest, DeadlinesWorkWhileQueuedPrefillingAndDecoding) {
   SchedulerTestPeer::CheckIdle(driver.scheduler);
 }
 
+TEST_P(SchedulerTest, QueueLimitEndsOnlyWhatHasNotBegun) {
+  SchedulerOptions options = SmallOptions();
+  options.cache.max_num_seqs = 1;
+  SchedulerDriver driver(options, GetParam());
+  for (const RequestId id : {1, 2}) {
+    const auto request = MakeRequest(id, 4, 30);
+    request->queue_deadline = driver.now() + 5 * SchedulerDriver::kTick;
+    driver.Add(request);
+  }
+  for (int i = 0; i < 5; ++i) driver.Step();
+  ASSERT_TRUE(driver.output(2).ended());
+  EXPECT_EQ(driver.output(2).finishes[0].reason, FinishReason::kDeadline);
+  EXPECT_NE(driver.output(2).finishes[0].status.message().find("queue"),
+            absl::string_view::npos);
+  EXPECT_TRUE(driver.RunToEnd());
+  EXPECT_EQ(driver.output(1).finishes[0].reason, FinishReason::kLength);
+  SchedulerTestPeer::CheckIdle(driver.scheduler);
+}
+
+TEST_P(SchedulerTest, FirstTokenLimitEndsOnlyWhatHasNoToken) {
+  SchedulerOptions options = SmallOptions();
+  options.cache.max_num_batched_tokens = 8;
+  SchedulerDriver driver(options, GetParam());
+  for (const auto& [id, prompt] : {std::pair(1, 4), {2, 60}}) {
+    const auto request = MakeRequest(static_cast<RequestId>(id), prompt, 30);
+    request->first_token_deadline = driver.now() + 6 * SchedulerDriver::kTick;
+    driver.Add(request);
+  }
+  for (int i = 0; i < 6; ++i) driver.Step();
+  ASSERT_TRUE(driver.output(2).ended());
+  EXPECT_EQ(driver.output(2).finishes[0].reason, FinishReason::kDeadline);
+  EXPECT_TRUE(driver.output(2).tokens.empty());
+  EXPECT_TRUE(driver.RunToEnd());
+  EXPECT_EQ(driver.output(1).finishes[0].reason, FinishReason::kLength);
+  SchedulerTestPeer::CheckIdle(driver.scheduler);
+}
+
 TEST_P(SchedulerTest, CancellingHalfOfSixtyFourReturnsTheirBlocksInOneStep) {
   SchedulerOptions options = SmallOptions(2000);
   options.cache.max_num_seqs = 64;

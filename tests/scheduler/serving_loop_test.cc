@@ -43,8 +43,8 @@ class Client {
   Request& request() { return *request_; }
 
   void Submit(ServingLoop& loop) {
-    auto reservation = loop.queue().TryReserve(
-        "", static_cast<int64_t>(request_->prompt.size()));
+    auto reservation =
+        loop.queue().TryReserve({.num_tokens = std::ssize(request_->prompt)});
     ASSERT_TRUE(reservation.ok()) << reservation.status();
     loop.queue().Push(SubmitCommand{.request = request_,
                                     .reservation = *std::move(reservation)});
@@ -230,7 +230,7 @@ TEST_P(ServingLoopTest, FailedSubmitTellsEveryStream) {
             absl::UnavailableError("the device is gone"));
   EXPECT_FALSE(loop_.status().IsAlive(kNow));
   EXPECT_EQ(loop_.queue().num_waiting(), 0);
-  EXPECT_EQ(loop_.queue().TryReserve("", 1).status().code(),
+  EXPECT_EQ(loop_.queue().TryReserve({.num_tokens = 1}).status().code(),
             absl::StatusCode::kUnavailable);
   EXPECT_FALSE(loop_.Step(kNow));
 }

@@ -55,7 +55,7 @@ class WaitingQueueTest : public ::testing::Test {
     return ids;
   }
 
-  FairShare shares_;
+  FairShare shares_{/*credit=*/0};
   WaitingQueue queue_{shares_};
   std::map<RequestId, int> cached_;
   std::set<RequestId> held_;

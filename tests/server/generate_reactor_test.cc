@@ -165,6 +165,54 @@ TEST_F(GenerateReactorTest, TimeLimitEndsAQueuedRequest) {
   running.Cancel();
 }
 
+TEST_F(GenerateReactorTest, LimitsOfQueueAndFirstTokenEndAQueuedRequest) {
+  auto engine = std::make_unique<FakeEngine>();
+  engine->cache.max_num_seqs = 1;
+  Start(std::move(engine));
+  Stream running(*inference_, EndlessRequest());
+  ASSERT_TRUE(running.ReadTokens(1));
+  v1::GenerateRequest request = Request("x");
+  request.set_queue_time_limit_ms(20);
+  Stream queued(*inference_, request);
+  const grpc::Status status = queued.Finish();
+  EXPECT_EQ(status.error_code(), StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_THAT(status.error_message(), HasSubstr("queue"));
+  request.clear_queue_time_limit_ms();
+  request.set_first_token_time_limit_ms(20);
+  Stream tokenless(*inference_, request);
+  EXPECT_EQ(tokenless.Finish().error_code(), StatusCode::DEADLINE_EXCEEDED);
+  running.Cancel();
+}
+
+TEST_F(GenerateReactorTest, LimitsOfQueueAndFirstTokenSpareARunningRequest) {
+  Start();
+  v1::GenerateRequest request = EndlessRequest();
+  request.set_queue_time_limit_ms(10'000);
+  request.set_first_token_time_limit_ms(10'000);
+  request.set_time_limit_ms(200);
+  Stream stream(*inference_, request);
+  ASSERT_TRUE(stream.ReadTokens(1));
+  EXPECT_EQ(stream.Finish().error_code(), StatusCode::DEADLINE_EXCEEDED);
+}
+
+TEST_F(GenerateReactorTest, ReaderThatStallsLosesItsStreamWhileMuchFits) {
+  config_.stream_buffer_bytes = 1 << 30;
+  config_.write_stall_timeout = std::chrono::milliseconds(50);
+  // 1 KiB per token, and more of them than any window holds.
+  Start([](const std::vector<TokenId>&, const SamplingParams&, int, int) {
+    return Tok::kLong;
+  });
+  Stream stalled(*inference_, Request("slow", 500'000));
+  // Nobody reads: the blocks come back long before the buffer is full.
+  EXPECT_TRUE(WaitForLoad([](const v1::GetLoadResponse& load) {
+    return load.num_running() == 0 && load.num_generated_tokens() > 100;
+  }));
+  EXPECT_TRUE(WaitUntilIdle());
+  const grpc::Status status = stalled.Finish();
+  EXPECT_EQ(status.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("not read"));
+}
+
 TEST_F(GenerateReactorTest, StalledReaderCostsNoThreadAndLosesItsStream) {
   config_.text_threads = 1;
   config_.stream_buffer_bytes = 64 << 10;

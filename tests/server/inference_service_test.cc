@@ -518,6 +518,11 @@ std::vector<BadRequest> BadRequests() {
        kInvalid, "prompt_logprobs"},
       {"time_limit_ms 0", [](R& r) { r.set_time_limit_ms(0); }, kInvalid,
        "time_limit_ms"},
+      {"queue_time_limit_ms 0", [](R& r) { r.set_queue_time_limit_ms(0); },
+       kInvalid, "queue_time_limit_ms"},
+      {"first_token_time_limit_ms 0",
+       [](R& r) { r.set_first_token_time_limit_ms(0); }, kInvalid,
+       "first_token_time_limit_ms"},
       {"time_limit_ms < 0", [](R& r) { r.set_time_limit_ms(-1); }, kInvalid,
        "time_limit_ms"},
       {"prompt as long as the model",
@@ -605,6 +610,54 @@ TEST_F(InferenceServiceTest, RequestIdComesBack) {
             first.messages()[0].started().request_id());
   EXPECT_NE(first.header("x-request-id"), "");
   EXPECT_NE(first.header("x-request-id"), second.header("x-request-id"));
+}
+
+TEST_F(InferenceServiceTest, TenantsComeFromMetadataAndHaveLimitsOfTheirOwn) {
+  config_.max_waiting_requests_per_tenant = 1;
+  auto engine = std::make_unique<FakeEngine>();
+  engine->cache.max_num_seqs = 1;
+  Start(std::move(engine));
+  const auto of = [](const char* tenant) {
+    return [tenant](grpc::ClientContext& context) {
+      context.AddMetadata("x-tenant-id", tenant);
+    };
+  };
+  Stream running(*inference_, EndlessRequest(), of("a"));
+  ASSERT_TRUE(running.ReadTokens(1));
+  Stream first(*inference_, Request("x"), of("a"));
+  ASSERT_TRUE(first.Read());  // it has its place
+  Stream second(*inference_, Request("x"), of("a"));
+  const grpc::Status refused = second.Finish();
+  EXPECT_EQ(refused.error_code(), StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("of this tenant"));
+  Stream other(*inference_, Request("x"), of("b"));
+  ASSERT_TRUE(other.Read());
+  Stream nameless(*inference_, Request("x"));
+  ASSERT_TRUE(nameless.Read());
+  running.Cancel();
+  for (Stream* stream : {&first, &other, &nameless}) {
+    EXPECT_TRUE(stream->Finish().ok());
+  }
+
+  Stream bad(*inference_, Request("x"), of("with space"));
+  const grpc::Status invalid = bad.Finish();
+  EXPECT_EQ(invalid.error_code(), StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(invalid.error_message(), HasSubstr("x-tenant-id"));
+}
+
+TEST_F(InferenceServiceTest, TenantsShareNoCachedPrefix) {
+  Start();
+  const auto cached = [this](const char* tenant) {
+    Stream stream(*inference_, Request(std::string(100, 'p')),
+                  [tenant](grpc::ClientContext& context) {
+                    context.AddMetadata("x-tenant-id", tenant);
+                  });
+    EXPECT_TRUE(stream.Finish().ok());
+    return stream.usage().cached_tokens();
+  };
+  EXPECT_EQ(cached("a"), 0);
+  EXPECT_EQ(cached("b"), 0);
+  EXPECT_EQ(cached("a"), 96);
 }
 
 TEST_F(InferenceServiceTest, RequestIdMustBePrintableAndShort) {

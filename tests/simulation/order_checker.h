@@ -25,6 +25,8 @@ class OrderChecker {
   // To be called for every plan, before it is computed.
   void Check(const Scheduler& scheduler, const BatchPlan& plan);
 
+  // Sequences that wait for their first admission, by tenant.
+  const std::map<std::string, int>& num_waiting() const { return num_waiting_; }
   // Weighted tokens, from the beginning.
   const std::map<std::string, int64_t>& service() const { return service_; }
 
@@ -36,11 +38,13 @@ class OrderChecker {
   };
 
   void CountRow(const Sequence& seq, const BatchRow& row);
-  void CheckFairness(const std::map<std::string, bool>& waits);
+  void CheckFairness();
 
   const bool only_shares_decide_;
+  const int64_t credit_;
   int64_t most_in_flight_ = 0;  // service that running sequences can still get
   std::map<Sample, int> num_computed_;  // positions, as far as ever
+  std::map<std::string, int> num_waiting_;
   std::map<std::string, int64_t> service_;
   // Of tenants that have both waited since then, the difference in service.
   std::map<std::pair<std::string, std::string>, int64_t> since_;

@@ -33,6 +33,9 @@ QueueLimits RandomLimits(Random& random) {
   QueueLimits limits;
   limits.max_waiting_requests = random.Choice({0, 0, 3, 10});
   limits.max_waiting_tokens = random.Choice({0, 0, 300});
+  limits.max_waiting_requests_per_tenant = random.Choice({0, 0, 4});
+  limits.max_waiting_tokens_per_tenant = random.Choice({0, 0, 200});
+  limits.max_estimated_wait = milliseconds(random.Choice({0, 0, 0, 30}));
   return limits;
 }
 
@@ -75,6 +78,8 @@ void SetLimitsOfTime(Random& random, Request& request) {
     return request.arrival + random.Int(0, 100) * milliseconds(1);
   };
   if (random.Chance(15)) request.deadline = some_time();
+  if (random.Chance(10)) request.queue_deadline = some_time();
+  if (random.Chance(10)) request.first_token_deadline = some_time();
 }
 
 std::shared_ptr<Request> RandomRequest(Random& random, const Source& source,

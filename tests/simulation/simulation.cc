@@ -51,10 +51,15 @@ void Simulation::Run() {
     Act();
     const MonotonicTime begin = now_;
     const bool busy = loop_.Step(now_);
+    num_submitted_ = 0;
     ++turn_;
     ReadAll();
     CheckTurn(begin);
+    if (on_turn) on_turn();
     if (::testing::Test::HasFailure()) return;
+    std::erase_if(live_, [this](size_t i) {
+      return clients_[i].progress != Progress::kTokenizing && !Active(i);
+    });
     if (busy) continue;
     CheckIdle();
     const std::optional<MonotonicTime> next = NextAction();
@@ -86,9 +91,10 @@ bool Simulation::Active(size_t client) const {
 void Simulation::Act() {
   while (num_arrived_ < clients_.size() &&
          request(num_arrived_).arrival <= now_) {
+    live_.push_back(num_arrived_);
     Arrive(num_arrived_++);
   }
-  for (size_t i = 0; i < num_arrived_; ++i) {
+  for (const size_t i : live_) {
     ClientSeen& seen = clients_[i];
     const SimulatedClient& client = scenario_.clients[i];
     if (seen.progress == Progress::kTokenizing &&
@@ -105,7 +111,7 @@ void Simulation::Act() {
   if (!aborted_all_ && scenario_.aborts_all_at &&
       *scenario_.aborts_all_at <= now_) {
     aborted_all_ = true;
-    for (size_t i = 0; i < num_arrived_; ++i) {
+    for (const size_t i : live_) {
       if (Active(i) && !clients_[i].left) clients_[i].left = turn_;
     }
     loop_.queue().Push(AbortAllCommand{absl::CancelledError("all")});
@@ -118,22 +124,33 @@ void Simulation::Act() {
 
 void Simulation::Arrive(size_t client) {
   ClientSeen& seen = clients_[client];
-  auto reservation = loop_.queue().TryReserve(
-      request(client).tenant,
-      static_cast<int64_t>(request(client).prompt.size()));
+  auto reservation = loop_.queue().TryReserve(ClaimOf(client), &seen.refusal);
   if (reservation.ok()) {
     seen.progress = Progress::kTokenizing;
     seen.reservation = *std::move(reservation);
   } else {
     seen.progress = Progress::kRefused;
-    seen.refusal = reservation.status();
+    CheckRefusal(client, reservation.status());
   }
   CheckQueue();
+}
+
+QueueClaim Simulation::ClaimOf(size_t client) const {
+  QueueClaim claim;
+  claim.tenant = request(client).tenant;
+  claim.priority = request(client).priority;
+  claim.num_tokens = std::ssize(request(client).prompt);
+  claim.now = request(client).arrival;
+  TakeEarlier(claim.start_by, request(client).queue_deadline);
+  TakeEarlier(claim.start_by, request(client).first_token_deadline);
+  TakeEarlier(claim.start_by, request(client).deadline);
+  return claim;
 }
 
 void Simulation::Submit(size_t client) {
   ClientSeen& seen = clients_[client];
   seen.progress = Progress::kSubmitted;
+  if (!closed_) ++num_submitted_;
   loop_.queue().Push(SubmitCommand{.request = scenario_.clients[client].request,
                                    .reservation = std::move(seen.reservation)});
   seen.reservation = Reservation();
@@ -148,7 +165,7 @@ void Simulation::Leave(size_t client) {
 }
 
 void Simulation::ReadAll() {
-  for (size_t i = 0; i < num_arrived_; ++i) {
+  for (const size_t i : live_) {
     if (!Active(i)) continue;
     // Who has asked for an end looks for it at once.
     if (now_ >= clients_[i].next_read || clients_[i].left) Read(i);
@@ -203,7 +220,7 @@ std::optional<MonotonicTime> Simulation::NextAction() const {
   if (num_arrived_ < clients_.size()) {
     TakeEarlier(next, request(num_arrived_).arrival);
   }
-  for (size_t i = 0; i < num_arrived_; ++i) {
+  for (const size_t i : live_) {
     const SimulatedClient& client = scenario_.clients[i];
     if (clients_[i].progress == Progress::kTokenizing) {
       TakeEarlier(next, request(i).arrival + client.tokenizing);
@@ -226,29 +243,89 @@ void Simulation::CheckTurn(MonotonicTime begin) {
   const Scheduler& scheduler = SchedulerTestPeer::scheduler(loop_);
   SchedulerTestPeer::CheckInvariants(scheduler);
   CheckQueue();
-  for (size_t i = 0; i < num_arrived_; ++i) {
+  for (const size_t i : live_) {
     if (!Active(i)) continue;
     const bool aborted = clients_[i].left && *clients_[i].left < turn_;
-    const bool expired = request(i).deadline && *request(i).deadline <= begin;
+    const std::optional<MonotonicTime> limit = LimitOf(i);
+    const bool expired = limit && *limit <= begin;
     if (expired) Read(i);
     EXPECT_FALSE(Active(i) && aborted) << "client " << i << " lives on";
     EXPECT_FALSE(Active(i) && expired) << "client " << i << " is late";
   }
 }
 
+// The earliest limit of time that counts, as far as the client can tell.
+std::optional<MonotonicTime> Simulation::LimitOf(size_t client) const {
+  std::optional<MonotonicTime> limit = request(client).deadline;
+  const auto& samples = clients_[client].samples;
+  const bool has_token =
+      std::any_of(samples.begin(), samples.end(),
+                  [](const SampleSeen& seen) { return !seen.tokens.empty(); });
+  // A token that has not been read yet may have come in time.
+  const bool reads_at_once =
+      scenario_.clients[client].reading_pause == Duration(0);
+  if (!has_token && reads_at_once) {
+    TakeEarlier(limit, request(client).first_token_deadline);
+  }
+  return limit;
+}
+
+void Simulation::CheckRefusal(size_t client, const absl::Status& status) {
+  using Reason = QueueRefusal::Reason;
+  const QueueLimits& limits = scenario_.limits;
+  const auto num_waiting = loop_.queue().num_waiting();
+  switch (clients_[client].refusal.reason) {
+    case Reason::kClosed:
+      EXPECT_TRUE(closed_ || failed_on_purpose());
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+      return;
+    case Reason::kRequests:
+      EXPECT_EQ(num_waiting, limits.max_waiting_requests);
+      break;
+    case Reason::kTokens:
+      EXPECT_GT(loop_.queue().num_waiting_tokens() +
+                    std::ssize(request(client).prompt),
+                limits.max_waiting_tokens);
+      break;
+    case Reason::kTenantRequests:
+      EXPECT_GE(num_waiting, limits.max_waiting_requests_per_tenant);
+      break;
+    case Reason::kTenantTokens:
+      EXPECT_GT(limits.max_waiting_tokens_per_tenant, 0);
+      break;
+    case Reason::kEstimatedWait:
+      EXPECT_GT(loop_.queue().EstimatedWait(ClaimOf(client)),
+                limits.max_estimated_wait);
+      break;
+    case Reason::kDeadline:
+      EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+      return;
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+}
+
 void Simulation::CheckQueue() {
   int64_t num_places = 0;
   int64_t num_tokens = 0;
-  for (size_t i = 0; i < num_arrived_; ++i) {
+  for (const size_t i : live_) {
     if (clients_[i].progress != Progress::kTokenizing) continue;
     ++num_places;
     num_tokens += static_cast<int64_t>(request(i).prompt.size());
   }
-  EXPECT_LE(num_places, loop_.queue().num_waiting());
+  // Places are taken by who tokenizes and by who has not begun to run.
+  EXPECT_EQ(num_places + NumSubmittedAndNotStarted(),
+            loop_.queue().num_waiting());
+  EXPECT_LE(num_tokens, loop_.queue().num_waiting_tokens());
   if (scenario_.limits.max_waiting_requests > 0) {
     EXPECT_LE(loop_.queue().num_waiting(),
               scenario_.limits.max_waiting_requests);
   }
+}
+
+int Simulation::NumSubmittedAndNotStarted() const {
+  if (!loop_.status().status().ok()) return 0;
+  return num_submitted_ +
+         SchedulerTestPeer::NumNotStarted(SchedulerTestPeer::scheduler(loop_));
 }
 
 // The loop has nothing to do.
@@ -309,13 +386,29 @@ void Simulation::CheckEnd(size_t client, int sample) {
       EXPECT_TRUE(clients_[client].left.has_value());
       break;
     case FinishReason::kDeadline:
-      ASSERT_TRUE(asked.deadline.has_value());
-      EXPECT_LE(*asked.deadline, finish.times.finished);
+      CheckDeadline(client, finish.times.finished);
       break;
     case FinishReason::kError:
       CheckError(asked, finish);
       break;
   }
+}
+
+// One of the limits had passed, and what it is a limit of had not come.
+void Simulation::CheckDeadline(size_t client, MonotonicTime end) {
+  const auto passed = [end](std::optional<MonotonicTime> limit) {
+    return limit && *limit <= end;
+  };
+  bool has_begun = false;
+  bool has_token = false;
+  for (const SampleSeen& seen : clients_[client].samples) {
+    has_begun |= seen.finish && seen.finish->times.first_scheduled.has_value();
+    has_token |= !seen.tokens.empty();
+  }
+  EXPECT_TRUE(passed(request(client).deadline) ||
+              (passed(request(client).first_token_deadline) && !has_token) ||
+              (passed(request(client).queue_deadline) && !has_begun))
+      << "it ended before any of its limits of time";
 }
 
 void Simulation::CheckError(const Request& asked, const Finish& finish) {

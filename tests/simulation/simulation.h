@@ -2,11 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
-#include <memory>
+#include <functional>
 #include <optional>
-#include <set>
-#include <utility>
 #include <vector>
 
 #include "scheduler/serving_loop.h"
@@ -27,7 +24,7 @@ struct ClientSeen {
   enum class Progress { kNotYet, kRefused, kTokenizing, kSubmitted };
 
   Progress progress = Progress::kNotYet;
-  absl::Status refusal;
+  QueueRefusal refusal;  // of kRefused
   Reservation reservation;
   std::vector<SampleSeen> samples;
   int num_ended = 0;  // samples
@@ -54,6 +51,9 @@ class Simulation {
   explicit Simulation(Scenario scenario);
   void Run();
 
+  // Called after every turn, if set.
+  std::function<void()> on_turn;
+
   const Scenario& scenario() const { return scenario_; }
   const std::vector<ClientSeen>& clients() const { return clients_; }
   const SchedulerStats stats() const { return loop_.status().stats(); }
@@ -65,6 +65,7 @@ class Simulation {
   // What happens outside of the loop.
   void Act();
   void Arrive(size_t client);
+  QueueClaim ClaimOf(size_t client) const;
   void Submit(size_t client);
   void Leave(size_t client);
   void ReadAll();
@@ -76,9 +77,13 @@ class Simulation {
   // What must hold.
   void CheckPlan(const BatchPlan& plan);
   void CheckTurn(MonotonicTime begin);
+  std::optional<MonotonicTime> LimitOf(size_t client) const;
+  void CheckRefusal(size_t client, const absl::Status& status);
+  int NumSubmittedAndNotStarted() const;
   void CheckQueue();
   void CheckIdle();
   void CheckEnd(size_t client, int sample);
+  void CheckDeadline(size_t client, MonotonicTime end);
   void CheckError(const Request& request, const Finish& finish);
 
   const Request& request(size_t client) const {
@@ -97,6 +102,8 @@ class Simulation {
   OrderChecker order_;
   std::vector<ClientSeen> clients_;
   size_t num_arrived_ = 0;
+  std::vector<size_t> live_;  // clients that have arrived, and not ended
+  int num_submitted_ = 0;     // since the last turn
   size_t num_flushed_ = 0;
   bool closed_ = false;
   bool aborted_all_ = false;

@@ -23,7 +23,7 @@ uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
 struct Coverage {
   int64_t num_preemptions = 0;
   int64_t num_cached_tokens = 0;
-  int num_refused = 0;
+  std::map<QueueRefusal::Reason, int> refusals;
   int num_failed_devices = 0;
   std::map<FinishReason, int> reasons;
 
@@ -32,7 +32,9 @@ struct Coverage {
     num_cached_tokens += simulation.stats().num_cache_hit_tokens;
     bool failed = false;
     for (const ClientSeen& client : simulation.clients()) {
-      num_refused += client.progress == ClientSeen::Progress::kRefused;
+      if (client.progress == ClientSeen::Progress::kRefused) {
+        ++refusals[client.refusal.reason];
+      }
       for (const SampleSeen& sample : client.samples) {
         if (!sample.finish) continue;
         ++reasons[sample.finish->reason];
@@ -61,7 +63,7 @@ TEST(SimulationTest, HoldsForRandomScenarios) {
   if (num_seeds < kNumSeeds) return;
   EXPECT_GT(coverage.num_preemptions, 100);
   EXPECT_GT(coverage.num_cached_tokens, 1000);
-  EXPECT_GT(coverage.num_refused, 10);
+  EXPECT_EQ(coverage.refusals.size(), 7u) << "a refusal was never seen";
   EXPECT_GT(coverage.num_failed_devices, 5);
   EXPECT_EQ(coverage.reasons.size(), 7u) << "a way to end was never seen";
 }
