@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bench/engine_bench.h"
+#include "bench/fleet_bench.h"
 #include "bench/linear_bench.h"
 #include "bench/load_client.h"
 #include "bench/model_bench.h"
@@ -31,6 +32,8 @@ struct BenchOptions {
   std::vector<int> running = {16, 64, 256};
   int waiting = 1024;
   int steps = 1000;
+  FleetBenchOptions fleet;
+  std::vector<double> rates = {5, 10, 15, 20, 25};
   int repeats = 5;
   bool json = false;
 };
@@ -141,6 +144,34 @@ int RunLoad(const BenchOptions& options) {
   return kExitOk;
 }
 
+int RunFleet(const BenchOptions& options) {
+  FleetBenchOptions fleet = options.fleet;
+  const StepCostModel& cost = fleet.cost;
+  std::printf(
+      "\nOn a virtual clock, a step taking %g us + %g per token + %g per "
+      "sampled "
+      "row + %g per position read;\n%d requests, goodput with a first token in "
+      "%g s and the others in %g s each\n",
+      cost.fixed_us, cost.token_us, cost.sampled_row_us, cost.context_token_us,
+      fleet.num_requests, fleet.first_token_slo_seconds,
+      fleet.token_slo_seconds);
+  std::printf("%8s %10s %10s %10s %11s %11s %10s %10s %10s %8s %8s\n", "req/s",
+              "tokens/s", "done/s", "goodput/s", "TTFT p50 ms", "TTFT p99 ms",
+              "ITL p50 ms", "ITL p99 ms", "tok/step", "refused", "preempt");
+  for (const double rate : options.rates) {
+    fleet.rate = rate;
+    const FleetBenchRow row = BenchFleet(fleet);
+    std::printf(
+        "%8g %10.1f %10.2f %10.2f %11.1f %11.1f %10.2f %10.2f %10.1f %8d "
+        "%8lld\n",
+        row.rate, row.tokens_per_second, row.requests_per_second,
+        row.good_requests_per_second, 1e3 * row.ttft_p50, 1e3 * row.ttft_p99,
+        1e3 * row.itl_p50, 1e3 * row.itl_p99, row.tokens_per_step,
+        row.num_refused, row.num_preemptions);
+  }
+  return kExitOk;
+}
+
 int RunScheduler(const BenchOptions& options) {
   std::printf("%s\n%8s %8s %8s %12s %12s\n", MachineDescription().c_str(),
               "running", "waiting", "steps", "median us", "p99 us");
@@ -150,7 +181,7 @@ int RunScheduler(const BenchOptions& options) {
     std::printf("%8d %8d %8d %12.2f %12.2f\n", row.num_running, row.num_waiting,
                 row.num_steps, row.median_us, row.p99_us);
   }
-  return kExitOk;
+  return RunFleet(options);
 }
 
 int Exit(const absl::Status& status) {
@@ -218,6 +249,41 @@ void AddEngineFlags(CLI::App& app, BenchOptions& options) {
                  "CPU threads; 0: all");
 }
 
+void AddFleetFlags(CLI::App& app, BenchOptions& options) {
+  FleetBenchOptions& fleet = options.fleet;
+  app.add_option("--rates", options.rates,
+                 "Requests per second; one row for each number")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--requests", fleet.num_requests)->check(CLI::PositiveNumber);
+  app.add_option("--prompt-tokens", fleet.prompt_tokens, "Median")
+      ->check(CLI::Range(1, 100'000));
+  app.add_option("--output-tokens", fleet.output_tokens, "Median")
+      ->check(CLI::Range(1, 100'000));
+  app.add_option("--common-tokens", fleet.common_tokens,
+                 "That all prompts begin with")
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--kv-blocks", fleet.cache.num_blocks)
+      ->check(CLI::Range(256, 1 << 24));
+  app.add_option("--max-num-seqs", fleet.cache.max_num_seqs)
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--max-num-batched-tokens", fleet.cache.max_num_batched_tokens)
+      ->check(CLI::PositiveNumber);
+  app.add_option("--step-us", fleet.cost.fixed_us, "Cost of a step")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--token-us", fleet.cost.token_us, "And per token")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--sampled-row-us", fleet.cost.sampled_row_us,
+                 "And per token sampled")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--context-token-us", fleet.cost.context_token_us,
+                 "And per position read")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--ttft-slo", fleet.first_token_slo_seconds, "Seconds")
+      ->check(CLI::PositiveNumber);
+  app.add_option("--itl-slo", fleet.token_slo_seconds, "Seconds")
+      ->check(CLI::PositiveNumber);
+}
+
 void AddWorkloadFlags(CLI::App& app, BenchOptions& options) {
   app.add_option("--prompt-tokens", options.workload.prompt_tokens)
       ->check(CLI::PositiveNumber);
@@ -277,12 +343,15 @@ Command AddBenchCommand(CLI::App& app) {
   load->add_flag("--json", options->json);
 
   CLI::App* scheduler = bench->add_subcommand(
-      "scheduler", "Schedule and Commit around a runner that costs nothing");
+      "scheduler",
+      "Schedule and Commit around a runner that costs nothing; then what one "
+      "accelerator would serve, on a virtual clock");
   scheduler->add_option("--running", options->running)
       ->check(CLI::PositiveNumber);
   scheduler->add_option("--waiting", options->waiting)
       ->check(CLI::NonNegativeNumber);
   scheduler->add_option("--steps", options->steps)->check(CLI::PositiveNumber);
+  AddFleetFlags(*scheduler, *options);
 
   return {bench, [=] {
             if (engine->parsed()) return RunEngine(*options);
