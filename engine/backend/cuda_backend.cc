@@ -72,14 +72,23 @@ size_t PlaneBytes(int64_t rows, int64_t slices) {
          cuda::kSliceWords * sizeof(uint32_t);
 }
 
-cuda::Kernel MultiplyKernel(const cuda::MultiplyArgs& args, int num_planes) {
+// Wide blocks read least, narrow ones leave no multiprocessor idle.
+template <int kPlanes>
+cuda::Kernel BatchKernel(const cuda::MultiplyArgs& args, int num_sms) {
+  const cuda::BatchBinaryMos<kPlanes, 8> wide{args};
+  if (wide.grid().x * wide.grid().y * 4 >= int64_t{3} * num_sms) return wide;
+  return cuda::BatchBinaryMos<kPlanes, 2>{args};
+}
+
+cuda::Kernel MultiplyKernel(const cuda::MultiplyArgs& args, int num_planes,
+                            int num_sms) {
   if (args.tokens == 1) {
-    if (num_planes == 8) return cuda::MultiplyBinaryMos<8, true>{args};
-    return cuda::MultiplyBinaryMos<16, true>{args};
+    if (num_planes == 8) return cuda::MultiplyBinaryMos<8>{args};
+    return cuda::MultiplyBinaryMos<16>{args};
   }
-  if (num_planes == 8) return cuda::MultiplyBinaryMos<8, false>{args};
-  if (num_planes == 12) return cuda::MultiplyBinaryMos<12, false>{args};
-  return cuda::MultiplyBinaryMos<16, false>{args};
+  if (num_planes == 8) return BatchKernel<8>(args, num_sms);
+  if (num_planes == 12) return BatchKernel<12>(args, num_sms);
+  return BatchKernel<16>(args, num_sms);
 }
 
 template <typename T>
@@ -610,7 +619,7 @@ void CudaBackend::RunBinaryMos(const BinaryMos& linear,
                          .gates = prepare.gates,
                          .accumulate = output == Output::kAccumulate,
                          .y = Floats(y)},
-                        num_planes));
+                        num_planes, driver_->info().num_sms));
 }
 
 void CudaBackend::RopeAndWriteKv(const AttentionShape& shape,

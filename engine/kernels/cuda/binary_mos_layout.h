@@ -94,10 +94,14 @@ struct PlaneLayout {
   // The first word of a unit.
   BINARYMOS_DEVICE int64_t UnitWord(int64_t token, int64_t slice,
                                     int plane) const {
-    const int64_t columns = tokens == 1 ? 1 : kMmaColumns;
-    const int64_t group = token / columns;
-    return (((group * num_slices + slice) * num_planes + plane) * columns +
-            token % columns) *
+    if (tokens == 1) return (slice * num_planes + plane) * kSliceWords;
+    return GroupWord(token / kMmaColumns, slice, plane) +
+           token % kMmaColumns * kSliceWords;
+  }
+  // Of the units of 8 tokens, which lie in a row. REQUIRES: tokens > 1.
+  BINARYMOS_DEVICE int64_t GroupWord(int64_t group, int64_t slice,
+                                     int plane) const {
+    return ((group * num_slices + slice) * num_planes + plane) * kMmaColumns *
            kSliceWords;
   }
 };

@@ -6,6 +6,7 @@
 
 #include "engine/kernels/cuda/arg_max.h"
 #include "engine/kernels/cuda/attention.h"
+#include "engine/kernels/cuda/binary_mos_batch.h"
 #include "engine/kernels/cuda/binary_mos_fused.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
@@ -18,13 +19,14 @@
 namespace binarymos::cuda {
 
 using Kernel =
-    std::variant<PackSigns, PrepareBinaryMos, MultiplyBinaryMos<8, true>,
-                 MultiplyBinaryMos<16, true>, MultiplyBinaryMos<8, false>,
-                 MultiplyBinaryMos<12, false>, MultiplyBinaryMos<16, false>,
-                 FusedBinaryMos<8>, FusedBinaryMos<16>, Float16Linear, RmsNorm,
-                 Embed, GatherRows, SwiGlu, SumGates, RopeAndWriteKv<uint16_t>,
-                 RopeAndWriteKv<float>, Attention<uint16_t>, Attention<float>,
-                 MergeAttention, ArgMax>;
+    std::variant<PackSigns, PrepareBinaryMos, MultiplyBinaryMos<8>,
+                 MultiplyBinaryMos<16>, BatchBinaryMos<8, 2>,
+                 BatchBinaryMos<8, 8>, BatchBinaryMos<12, 2>,
+                 BatchBinaryMos<12, 8>, BatchBinaryMos<16, 2>,
+                 BatchBinaryMos<16, 8>, FusedBinaryMos<8>, FusedBinaryMos<16>,
+                 Float16Linear, RmsNorm, Embed, GatherRows, SwiGlu, SumGates,
+                 RopeAndWriteKv<uint16_t>, RopeAndWriteKv<float>,
+                 Attention<uint16_t>, Attention<float>, MergeAttention, ArgMax>;
 
 // Whether the blocks of a kernel come in clusters.
 template <typename K, typename = void>

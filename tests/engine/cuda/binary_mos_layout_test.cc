@@ -10,6 +10,7 @@
 #include <set>
 #include <vector>
 
+#include "engine/kernels/cuda/binary_mos_batch.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
@@ -146,12 +147,12 @@ TEST(CudaGroupsTest, EightGroupsCoverTheSlicesInOrder) {
 
 TEST(CudaGeometryTest, BlocksCoverOutputsAndTokens) {
   const cuda::MultiplyArgs one{.shape = {4096, 11008, 4}, .tokens = 1};
-  const cuda::MultiplyBinaryMos<16, true> decode{one};
+  const cuda::MultiplyBinaryMos<16> decode{one};
   EXPECT_EQ(decode.grid().x, 11008 / 32);
   EXPECT_EQ(decode.grid().y, 1);
   const cuda::MultiplyArgs many{.shape = {4096, 4000, 4}, .tokens = 65};
-  const cuda::MultiplyBinaryMos<16, false> prompt{many};
-  EXPECT_EQ(prompt.grid().x, 63);  // 4000 rows, padded to 4032
+  const cuda::BatchBinaryMos<16, 8> prompt{many};
+  EXPECT_EQ(prompt.grid().x, 32);  // 4000 rows, padded to 4032; 31.5 blocks
   EXPECT_EQ(prompt.grid().y, 9);
   // What every device since compute capability 8.0 gives without asking.
   EXPECT_LE(decode.shared_bytes(), size_t{48} << 10);

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "engine/core/float16.h"
+#include "engine/kernels/cuda/binary_mos_batch.h"
 #include "engine/kernels/cuda/binary_mos_fused.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
@@ -74,6 +75,7 @@ struct Layer {
 struct Options {
   int bits = 16;
   int parts = 1;
+  int tiles = 2;  // 2 or 8, of a block; more than one token only
   bool accumulate = false;
   EmulatedOrder order = EmulatedOrder::kAscending;
   std::vector<float> y;  // what the output holds before; else NaN
@@ -94,9 +96,17 @@ std::vector<uint32_t> PackLayer(const Layer& layer, EmulatedOrder order) {
   return packed;
 }
 
-template <int kPlanes, bool kOneToken>
-void Multiply(const cuda::MultiplyArgs& args, EmulatedOrder order) {
-  RunEmulated(cuda::MultiplyBinaryMos<kPlanes, kOneToken>{args}, order);
+template <int kPlanes>
+void Multiply(const cuda::MultiplyArgs& args, int tiles, EmulatedOrder order) {
+  if constexpr (kPlanes != 12) {
+    if (args.tokens == 1) {
+      return RunEmulated(cuda::MultiplyBinaryMos<kPlanes>{args}, order);
+    }
+  }
+  if (tiles == 2) {
+    return RunEmulated(cuda::BatchBinaryMos<kPlanes, 2>{args}, order);
+  }
+  RunEmulated(cuda::BatchBinaryMos<kPlanes, 8>{args}, order);
 }
 
 Result Apply(const Layer& layer, const std::vector<float>& x,
@@ -142,12 +152,10 @@ Result Apply(const Layer& layer, const std::vector<float>& x,
       .gates = result.gates.data(),
       .accumulate = options.accumulate,
       .y = result.y.data()};
-  const auto multiply =
-      tokens == 1 ? (num_planes == 8 ? Multiply<8, true> : Multiply<16, true>)
-      : num_planes == 8  ? Multiply<8, false>
-      : num_planes == 12 ? Multiply<12, false>
-                         : Multiply<16, false>;
-  multiply(args, options.order);
+  const auto multiply = num_planes == 8    ? Multiply<8>
+                        : num_planes == 12 ? Multiply<12>
+                                           : Multiply<16>;
+  multiply(args, options.tiles, options.order);
   return result;
 }
 
@@ -229,11 +237,13 @@ reference::QuantizedBinaryMosResult Expected(const Layer& layer,
 }
 
 void ExpectReference(const Layer& layer, const std::vector<float>& x,
-                     const Options& options = {}) {
-  const Result result = Apply(layer, x, options);
+                     Options options = {}) {
   const auto expected = Expected(layer, x, options.bits);
-  ExpectSameBits(result.gates, expected.gates);
-  ExpectSameBits(result.y, expected.y);
+  for (options.tiles = 2; options.tiles <= 8; options.tiles += 6) {
+    const Result result = Apply(layer, x, options);
+    ExpectSameBits(result.gates, expected.gates);
+    ExpectSameBits(result.y, expected.y);
+  }
   if (static_cast<int64_t>(x.size()) != layer.shape.in ||
       !cuda::CanFuse(ShapeOf(layer))) {
     return;

@@ -29,7 +29,7 @@ BMMA = 0x03D
 LOCAL = {0x183: "LDL", 0x187: "STL"}
 REGISTERS_FOR_TWO_BLOCKS = 65536 // 512
 # Kernels that multiply on tensor cores.
-MULTIPLYING = ("MultiplyBinaryMos", "FusedBinaryMos")
+MULTIPLYING = ("MultiplyBinaryMos", "BatchBinaryMos", "FusedBinaryMos")
 
 Kernel = collections.namedtuple("Kernel", "name operations registers")
 Image = collections.namedtuple("Image", "capability kernels")
