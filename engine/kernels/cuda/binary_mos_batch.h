@@ -76,11 +76,9 @@ struct BatchBinaryMos {
   };
   using Shared = PartialSums<kTokens, kRows>;
 
-  // The i-th slice of the thread's group, or -1 past its end.
+  // The warp's group has it, or it is -1.
   BINARYMOS_DEVICE int64_t Slice(int thread, int64_t i) const {
-    const int64_t num_slices = args.shape.num_slices();
-    const int64_t slice = GroupBegin(thread / kWarp, num_slices) + i;
-    return slice < GroupBegin(thread / kWarp + 1, num_slices) ? slice : -1;
+    return SliceOfGroup(thread / kWarp, i, args.shape.num_slices());
   }
 
   BINARYMOS_DEVICE Signs LoadSigns(int64_t row_block, int thread,

@@ -22,6 +22,13 @@ struct MultiplyArgs {
   float* y = nullptr;                     // [tokens, out]
 };
 
+// The i-th slice of a group, or -1 past its end.
+BINARYMOS_DEVICE int64_t SliceOfGroup(int64_t group, int64_t i,
+                                      int64_t num_slices) {
+  const int64_t slice = GroupBegin(group, num_slices) + i;
+  return slice < GroupBegin(group + 1, num_slices) ? slice : -1;
+}
+
 // acc + S * m / qmax of one slice. `counts` is the sum over planes of
 // coefficient * popc(W & plane).
 BINARYMOS_DEVICE float AddSliceSum(int32_t counts, const PreparedSlice& slice,
