@@ -220,6 +220,8 @@ void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
   app.add_option("--threads", options.backend.num_threads,
                  "CPU threads; 0: all")
       ->check(CLI::NonNegativeNumber);
+  app.add_flag("--cpu-pin", options.backend.cpu_pin,
+               "Each CPU thread but one keeps to one CPU");
   app.add_option("--activation-bits", options.backend.activation_bits,
                  "8, 12, 14 or 16; 0: the device's default");
   app.add_flag("--cuda-graphs,!--no-cuda-graphs", options.backend.cuda_graphs,

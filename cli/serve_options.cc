@@ -18,6 +18,9 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
                 &engine.device);
   table.AddInt({group, "threads", "CPU threads; 0: all available"},
                &engine.num_threads);
+  table.AddSwitch({group, "cpu-pin",
+                   "Each CPU thread but the serving loop's keeps to one CPU"},
+                  &engine.cpu_pin);
   table.AddText({group, "cpu-kernels", "auto, avx2, portable or reference"},
                 &engine.cpu_kernels);
   table.AddInt(

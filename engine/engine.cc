@@ -289,6 +289,7 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
   absl::StatusOr<std::unique_ptr<Backend>> backend =
       CreateBackend({.device = options.device,
                      .num_threads = options.num_threads,
+                     .cpu_pin = options.cpu_pin,
                      .cpu_kernels = options.cpu_kernels,
                      .activation_bits = options.activation_bits,
                      .gpu_memory_utilization = options.gpu_memory_utilization,

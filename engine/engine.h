@@ -20,6 +20,7 @@ struct EngineOptions {
   // As in engine/backend/backend_factory.h.
   std::string device = "auto";
   int num_threads = 0;
+  bool cpu_pin = false;
   std::string cpu_kernels = "auto";
   int activation_bits = 0;
   double gpu_memory_utilization = 0.9;

@@ -52,6 +52,11 @@ BackendOr CreateReferenceBackend(const BackendOptions& options) {
         "activation_bits must be 0 with cpu_kernels=reference, which does not "
         "quantize activations");
   }
+  if (options.cpu_pin) {
+    return absl::InvalidArgumentError(
+        "cpu_pin has no meaning with cpu_kernels=reference, which has one "
+        "thread");
+  }
   return std::make_unique<ReferenceBackend>();
 }
 
@@ -102,6 +107,10 @@ BackendOr CreateBackend(const BackendOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("cpu_kernels=", options.cpu_kernels,
                      " has no meaning with device=", options.device));
+  }
+  if (options.cpu_pin) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("cpu_pin has no meaning with device=", options.device));
   }
   return CreateCudaBackend(options, ordinal);
 }

@@ -16,6 +16,8 @@ struct BackendOptions {
   // CPU threads, the serving loop's own included; 0: as many as the process may
   // use (affinity and cgroup quota).
   int num_threads = 0;
+  // Each CPU thread but the serving loop's keeps to one CPU.
+  bool cpu_pin = false;
   // CPU instruction set: "auto", "avx2", "portable", or "reference" (the
   // double-precision oracle, slow). Results of the first three are the same.
   std::string cpu_kernels = "auto";
@@ -34,7 +36,8 @@ struct BackendOptions {
   bool cuda_overlap = true;
 };
 
-// INVALID_ARGUMENT for a value that is not in the lists above; UNAVAILABLE if
+// INVALID_ARGUMENT for a value that is not in the lists above, or that has no
+// meaning on the device that is asked for by name; UNAVAILABLE if
 // the device asked for is not there or not built in.
 absl::StatusOr<std::unique_ptr<Backend>> CreateBackend(
     const BackendOptions& options);

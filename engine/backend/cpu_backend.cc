@@ -1,6 +1,7 @@
 #include "engine/backend/cpu_backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -18,6 +19,11 @@ namespace binarymos {
 namespace {
 
 constexpr int kDefaultActivationBits = 14;
+
+// Longer than the parts of a step that one thread computes alone, so that its
+// some 500 rounds of work need no system call; too short to be seen when idle.
+constexpr std::chrono::microseconds kSpin{50};
+constexpr std::chrono::microseconds kNoSpin{0};
 
 static_assert(kBlockSize == cpu::kKvPage);
 
@@ -94,9 +100,14 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
         "cpu_kernels=avx2, but this CPU lacks AVX2, FMA or F16C; use auto");
   }
   const bool use_avx2 = avx2 != nullptr && kernels != "portable";
+  const int usable_cpus = UsableCpus();
+  const int num_threads =
+      options.num_threads > 0 ? options.num_threads : usable_cpus;
   return std::make_unique<CpuBackend>(CpuBackendOptions{
-      .num_threads =
-          options.num_threads > 0 ? options.num_threads : UsableCpus(),
+      // More threads than CPUs take turns: polling would be in the way.
+      .threads = {.num_threads = num_threads,
+                  .spin = num_threads <= usable_cpus ? kSpin : kNoSpin,
+                  .pin = options.cpu_pin},
       .kernels = use_avx2 ? avx2 : &cpu::PortableKernels(),
       .binary_mos =
           use_avx2 ? cpu::BinaryMosPath::kAvx2 : cpu::BinaryMosPath::kPortable,
@@ -105,14 +116,15 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
 }
 
 CpuBackend::CpuBackend(const CpuBackendOptions& options)
-    : options_(options), pool_(options.num_threads) {
+    : options_(options), pool_(options.threads) {
   BINARYMOS_CHECK(options.kernels != nullptr);
 }
 
 std::string CpuBackend::description() const {
   const int threads = pool_.num_threads();
   return absl::StrCat("cpu (", options_.kernels->name, ", ", threads,
-                      threads == 1 ? " thread)" : " threads)");
+                      threads == 1 ? " thread" : " threads",
+                      options_.threads.pin ? ", pinned)" : ")");
 }
 
 absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::Pack(

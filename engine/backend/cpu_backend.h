@@ -16,7 +16,7 @@
 namespace binarymos {
 
 struct CpuBackendOptions {
-  int num_threads = 1;                       // >= 1, the caller's included
+  ThreadPoolOptions threads;
   const cpu::CpuKernels* kernels = nullptr;  // not null
   cpu::BinaryMosPath binary_mos = cpu::BinaryMosPath::kPortable;
   int activation_bits = 14;  // 8, 12, 14 or 16

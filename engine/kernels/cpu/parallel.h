@@ -15,10 +15,11 @@ struct CpuContext {
   ThreadPool& pool;
 };
 
-// Waking the pool costs several microseconds. Costs are counted in vector
+// Sharing work with threads that poll for it costs about two microseconds. (Who
+// sleeps comes later and is not waited for.) Costs are counted in vector
 // operations of 16 floats, of which a core does about one per nanosecond.
-inline constexpr int64_t kInlineWork = 16 << 10;
-inline constexpr int64_t kWorkPerRange = 8 << 10;
+inline constexpr int64_t kInlineWork = 6 << 10;
+inline constexpr int64_t kWorkPerRange = 2 << 10;
 
 // The grain for ThreadPool::ParallelFor over `count` items of `cost` each: all
 // of them where waking the pool would not pay.

@@ -54,6 +54,15 @@ INSTANTIATE_TEST_SUITE_P(
                    {.device = "cuda:0", .cpu_kernels = "portable"},
                    kInvalid,
                    "has no meaning"},
+        BadOptions{"PinnedThreadsOfAnotherDevice",
+                   {.device = "cuda", .cpu_pin = true},
+                   kInvalid,
+                   "cpu_pin has no meaning with device=cuda"},
+        BadOptions{
+            "PinnedThreadsOfTheReference",
+            {.device = "cpu", .cpu_pin = true, .cpu_kernels = "reference"},
+            kInvalid,
+            "cpu_pin has no meaning with cpu_kernels=reference"},
         BadOptions{"Bits",
                    {.device = "cpu", .activation_bits = 10},
                    kInvalid,
@@ -75,6 +84,15 @@ TEST(BackendFactoryTest, ThePortableCpuIsAlwaysThere) {
       {.device = "cpu", .num_threads = 3, .cpu_kernels = "portable"});
   ASSERT_TRUE(backend.ok()) << backend.status();
   EXPECT_EQ((*backend)->description(), "cpu (portable, 3 threads)");
+}
+
+TEST(BackendFactoryTest, TheCpuSaysThatItsThreadsArePinned) {
+  const auto backend = CreateBackend({.device = "cpu",
+                                      .num_threads = 2,
+                                      .cpu_pin = true,
+                                      .cpu_kernels = "portable"});
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  EXPECT_EQ((*backend)->description(), "cpu (portable, 2 threads, pinned)");
 }
 
 TEST(BackendFactoryTest, TheCpuDescribesItsBestKernels) {

@@ -1,20 +1,36 @@
 #include "engine/core/thread_pool.h"
 
+#include <sched.h>
+
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 
 namespace binarymos {
 namespace {
 
-class ThreadPoolTest : public testing::TestWithParam<int> {};
+using std::chrono::microseconds;
+
+// A number of threads, and for how long they poll.
+struct Team {
+  int threads;
+  microseconds spin;
+};
+
+ThreadPoolOptions OptionsOf(const Team& team) {
+  return {.num_threads = team.threads, .spin = team.spin};
+}
+
+class ThreadPoolTest : public testing::TestWithParam<Team> {};
 
 TEST_P(ThreadPoolTest, EveryIndexIsVisitedOnceInRangesNoLongerThanTheGrain) {
-  ThreadPool pool(GetParam());
-  EXPECT_EQ(pool.num_threads(), GetParam());
+  ThreadPool pool(OptionsOf(GetParam()));
+  EXPECT_EQ(pool.num_threads(), GetParam().threads);
   for (const int64_t count : {0, 1, 2, 7, 64, 1000}) {
     for (const int64_t grain : {1, 3, 64, 5000}) {
       std::vector<std::atomic<int>> visits(count);
@@ -30,7 +46,7 @@ TEST_P(ThreadPoolTest, EveryIndexIsVisitedOnceInRangesNoLongerThanTheGrain) {
 }
 
 TEST_P(ThreadPoolTest, WritesAreVisibleToTheCallerAfterEachOfManyCalls) {
-  ThreadPool pool(GetParam());
+  ThreadPool pool(OptionsOf(GetParam()));
   std::vector<int64_t> values(256);
   for (int64_t round = 1; round <= 500; ++round) {
     pool.ParallelFor(256, 8, [&](int64_t begin, int64_t end) {
@@ -43,8 +59,8 @@ TEST_P(ThreadPoolTest, WritesAreVisibleToTheCallerAfterEachOfManyCalls) {
 
 TEST_P(ThreadPoolTest, AsManyRangesAsThreadsRunAtTheSameTime) {
   // Each range waits for all others: this ends only if all threads take part.
-  const int threads = GetParam();
-  ThreadPool pool(threads);
+  const int threads = GetParam().threads;
+  ThreadPool pool(OptionsOf(GetParam()));
   std::atomic<int> arrived{0};
   pool.ParallelFor(threads, 1, [&](int64_t, int64_t) {
     ++arrived;
@@ -54,7 +70,7 @@ TEST_P(ThreadPoolTest, AsManyRangesAsThreadsRunAtTheSameTime) {
 }
 
 TEST_P(ThreadPoolTest, WorkThatFitsOneGrainStaysOnTheCaller) {
-  ThreadPool pool(GetParam());
+  ThreadPool pool(OptionsOf(GetParam()));
   std::thread::id worker;
   pool.ParallelFor(10, 10, [&](int64_t begin, int64_t end) {
     EXPECT_EQ(begin, 0);
@@ -64,7 +80,51 @@ TEST_P(ThreadPoolTest, WorkThatFitsOneGrainStaysOnTheCaller) {
   EXPECT_EQ(worker, std::this_thread::get_id());
 }
 
-INSTANTIATE_TEST_SUITE_P(Threads, ThreadPoolTest, testing::Values(1, 2, 3, 8));
+TEST_P(ThreadPoolTest, WorkersSleepWhenThereIsNoMoreWork) {
+  ThreadPool pool(OptionsOf(GetParam()));
+  for (int round = 0; round < 3; ++round) {
+    std::atomic<int64_t> sum{0};
+    pool.ParallelFor(64, 1, [&](int64_t begin, int64_t) { sum += begin; });
+    EXPECT_EQ(sum, 64 * 63 / 2);
+    // Ends only if all of them give up polling.
+    while (pool.num_sleeping() + 1 < pool.num_threads()) {
+      std::this_thread::yield();
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Teams, ThreadPoolTest,
+    testing::Values(Team{1, microseconds(0)}, Team{2, microseconds(0)},
+                    Team{3, microseconds(0)}, Team{8, microseconds(0)},
+                    Team{2, microseconds(50)}, Team{3, microseconds(50)},
+                    Team{8, microseconds(50)}),
+    [](const auto& test) {
+      return absl::StrCat(test.param.threads, "Threads",
+                          test.param.spin.count(), "MicrosecondsOfPolling");
+    });
+
+TEST(ThreadPoolPinTest, EachWorkerKeepsToOneCpuAndTheCallerToAll) {
+  cpu_set_t before;
+  ASSERT_EQ(sched_getaffinity(0, sizeof(before), &before), 0);
+  ThreadPool pool({.num_threads = 3, .pin = true});
+  const std::thread::id caller = std::this_thread::get_id();
+  std::atomic<int> arrived{0};
+  std::atomic<int> pinned{0};
+  pool.ParallelFor(3, 1, [&](int64_t, int64_t) {
+    ++arrived;
+    while (arrived < 3) std::this_thread::yield();  // one range per thread
+    cpu_set_t own;
+    ASSERT_EQ(sched_getaffinity(0, sizeof(own), &own), 0);
+    if (std::this_thread::get_id() == caller) {
+      EXPECT_TRUE(CPU_EQUAL(&own, &before));
+    } else {
+      EXPECT_EQ(CPU_COUNT(&own), 1);
+      ++pinned;
+    }
+  });
+  EXPECT_EQ(pinned, 2);
+}
 
 TEST(ThreadPoolOrderTest, APoolOfOneAscends) {
   ThreadPool pool(1);
