@@ -19,7 +19,8 @@ import time
 ROOM = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, ROOM)
 
-from binarymos_train import checkpoint, pack, parallel, quality  # noqa: E402
+from binarymos_train import (  # noqa: E402
+    checkpoint, manifest, pack, parallel, quality)
 from binarymos_train.config import LlamaConfig  # noqa: E402
 
 # 19.6 million parameters, 18.0 of them in binary layers: 6.1 MB packed. Input
@@ -236,6 +237,7 @@ def main():
     figures = quality.main([teacher, student, "--train", args.train,
                             "--valid", args.valid, "--device", args.device])
     write_card(args, runs, figures)
+    manifest.write(args.out)  # again: with the card
     print(f"{time.monotonic() - began:.0f} s in this call", flush=True)
 
 

@@ -124,5 +124,11 @@ TEST(EngineVerifyTest, LoadsOnlyWhatTheManifestDescribes) {
   EXPECT_TRUE(Engine::Load(options).ok());
 }
 
+// Written by train/binarymos_train, not by this program.
+TEST(TalesManifestTest, DescribesTheModelInTheRepository) {
+  const absl::Status status = VerifyManifest(BINARYMOS_TALES);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
 }  // namespace
 }  // namespace binarymos

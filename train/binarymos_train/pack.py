@@ -7,7 +7,7 @@ import os
 
 import numpy as np
 
-from . import checkpoint, safetensors
+from . import checkpoint, manifest, safetensors
 from .config import LlamaConfig
 from .model import Llama, binary_linears
 
@@ -66,8 +66,8 @@ def packed_config(config):
 
 
 def pack(source, target):
-    """Writes `target`; returns {linear: exact zeros}. model.safetensors comes
-    last, so a directory that is half written does not load."""
+    """Writes `target`; returns {linear: exact zeros}. Without the weights, which
+    come after the rest, a directory that is half written does not load."""
     if not LlamaConfig.load(source).num_expert:
         raise ValueError(f"{source}: not a BinaryMoS model: config.json has no "
                          "num_expert")
@@ -81,6 +81,7 @@ def pack(source, target):
                           packed_config(model.config))
     checkpoint.copy_companions(source, target)
     safetensors.save(path, tensors, {"format": "pt"})
+    manifest.write(target)
     return zeros
 
 

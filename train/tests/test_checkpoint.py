@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import struct
@@ -206,6 +207,21 @@ class PackTest(FolderTest):
         want = loaded(tokens)[0]
         loaded.load_state_dict(state)
         torch.testing.assert_close(loaded(tokens)[0], want, rtol=0, atol=0)
+
+    def test_packed_model_has_a_manifest_of_its_other_files(self):
+        checkpoint.save_model(self.path("m"), checkpoint.make_student(
+            tiny.teacher(), 1, seed=1))
+        pack.pack(self.path("m"), self.path("p"))
+        with open(self.path("p", "manifest.json"), encoding="utf-8") as file:
+            manifest = json.load(file)
+        self.assertEqual(manifest["version"], 1)
+        self.assertEqual(sorted([*manifest["files"], "manifest.json"]),
+                         sorted(os.listdir(self.path("p"))))
+        for name, facts in manifest["files"].items():
+            with open(self.path("p", name), "rb") as file:
+                data = file.read()
+            self.assertEqual(facts, {"bytes": len(data), "sha256":
+                                     hashlib.sha256(data).hexdigest()})
 
     def test_one_expert_is_packed_without_a_router(self):
         student = checkpoint.make_student(tiny.teacher(), 1, seed=1)
