@@ -214,7 +214,8 @@ void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
 }
 
 void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
-  app.add_option("--shape", options.shape, "tiny, 1b or 7b, random weights")
+  app.add_option("--shape", options.shape,
+                 "tiny, 1b, 7b or 13b, random weights")
       ->capture_default_str();
   app.add_option("--device", options.backend.device, "auto, cpu, cuda[:n]");
   app.add_option("--threads", options.backend.num_threads,
@@ -244,7 +245,7 @@ void AddListFlag(CLI::App& app, const std::string& name,
 void AddEngineFlags(CLI::App& app, BenchOptions& options) {
   app.add_option("--model", options.engine.model_dir, "Model directory");
   app.add_option("--shape", options.shape,
-                 "Without --model: random weights, tiny, 1b or 7b")
+                 "Without --model: random weights, tiny, 1b, 7b or 13b")
       ->default_val("tiny");
   app.add_option("--device", options.engine.device, "auto, cpu, cuda[:n]");
   app.add_option("--threads", options.engine.num_threads,

@@ -44,7 +44,7 @@ Command AddSynthesizeCommand(CLI::App& app) {
       ->add_option("model", options->model_dir,
                    "Directory to write; must not exist")
       ->required();
-  synthesize->add_option("--shape", options->shape, "tiny, 1b or 7b")
+  synthesize->add_option("--shape", options->shape, "tiny, 1b, 7b or 13b")
       ->capture_default_str();
   synthesize
       ->add_option("--quant-method", options->quant_method,

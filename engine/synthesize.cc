@@ -293,9 +293,18 @@ absl::StatusOr<SyntheticShape> SyntheticShapeByName(std::string_view name) {
                           .vocab_size = 32000,
                           .max_position_embeddings = 4096};
   }
+  if (name == "13b") {
+    return SyntheticShape{.hidden_size = 5120,
+                          .intermediate_size = 13824,
+                          .num_layers = 40,
+                          .num_heads = 40,
+                          .num_kv_heads = 40,
+                          .vocab_size = 32000,
+                          .max_position_embeddings = 4096};
+  }
   return absl::NotFoundError(absl::StrCat("there is no synthetic shape \"",
                                           std::string(name),
-                                          "\", expected tiny, 1b or 7b"));
+                                          "\", expected tiny, 1b, 7b or 13b"));
 }
 
 absl::Status SynthesizeModel(const std::string& model_dir,

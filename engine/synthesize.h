@@ -39,7 +39,8 @@ struct SyntheticShape {
 // <unk>, <s>, </s>, 256 bytes and the single characters of printable ASCII.
 inline constexpr int kMinSyntheticVocab = 384;
 
-// "tiny" (3 M parameters), "1b" (TinyLlama's shape), "7b" (LLaMA-2-7B's).
+// "tiny" (3 M parameters), "1b" (TinyLlama's shape), "7b" and "13b" (those of
+// LLaMA-2).
 // NOT_FOUND listing the names for any other.
 absl::StatusOr<SyntheticShape> SyntheticShapeByName(std::string_view name);
 

@@ -184,14 +184,15 @@ TEST_F(SynthesizeTest, RefusesShapesThatCouldNotBeLoaded) {
   EXPECT_TRUE(std::filesystem::is_empty(dir_.path()));
 }
 
-TEST(SyntheticShapeByNameTest, KnowsThreeNames) {
+TEST(SyntheticShapeByNameTest, KnowsFourNames) {
   EXPECT_EQ(SyntheticShapeByName("tiny")->hidden_size, 256);
   EXPECT_EQ(SyntheticShapeByName("1b")->num_kv_heads, 4);
   EXPECT_EQ(SyntheticShapeByName("7b")->intermediate_size, 11008);
+  EXPECT_EQ(SyntheticShapeByName("13b")->intermediate_size, 13824);
   const auto other = SyntheticShapeByName("huge");
   EXPECT_EQ(other.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(other.status().message()),
-              HasSubstr("expected tiny, 1b or 7b"));
+              HasSubstr("expected tiny, 1b, 7b or 13b"));
 }
 
 }  // namespace
