@@ -140,13 +140,26 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::Pack(
 
 absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::PackFloat16(
     const LinearTensors& tensors) {
-  absl::StatusOr<Tensor> weight = Upload(tensors.weight);
+  absl::StatusOr<Tensor> weight =
+      Allocate(tensors.weight.dtype, tensors.weight.shape);
   if (!weight.ok()) return weight.status();
+  CopyInParallel(tensors.weight, weight->view());
   absl::StatusOr<Tensor> bias = Tensor();
   if (tensors.bias) bias = Upload(tensors.bias);
   if (!bias.ok()) return bias.status();
   return std::make_unique<CpuFloat16Linear>(tensors, *std::move(weight),
                                             *std::move(bias));
+}
+
+void CpuBackend::CopyInParallel(const ConstTensorView& from,
+                                const TensorView& to) {
+  const auto bytes = static_cast<int64_t>(from.bytes());
+  const auto* source = static_cast<const char*>(from.data);
+  auto* target = static_cast<char*>(to.data);
+  const int64_t part = bytes / pool_.num_threads() + 1;
+  pool_.ParallelFor(bytes, part, [&](int64_t begin, int64_t end) {
+    std::copy(source + begin, source + end, target + begin);
+  });
 }
 
 absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::PackBinaryMos(
@@ -156,7 +169,8 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::PackBinaryMos(
                                   .gate = tensors.gate,
                                   .in_scale = tensors.in_scale,
                                   .out_scale = tensors.out_scale,
-                                  .bias = tensors.bias});
+                                  .bias = tensors.bias},
+                                 &pool_);
   if (!packed.ok()) return packed.status();
   max_in_features_ = std::max(max_in_features_, packed->in_features());
   if (absl::Status status = ReserveRows(reserved_rows_); !status.ok()) {

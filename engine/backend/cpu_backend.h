@@ -60,6 +60,8 @@ class CpuBackend : public HostBackend {
       const LinearTensors& tensors);
   absl::StatusOr<std::unique_ptr<PackedLinear>> PackBinaryMos(
       const LinearTensors& tensors);
+  // A part for each thread, so that the memory lies near all of them.
+  void CopyInParallel(const ConstTensorView& from, const TensorView& to);
   // Makes room in the workspace for the widest layer packed so far.
   absl::Status ReserveRows(int64_t rows);
 

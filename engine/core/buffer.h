@@ -30,8 +30,11 @@ class Buffer {
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 
-  // Zeroed host memory, aligned to 64 bytes; huge pages are asked for where
-  // the size is worth it. RESOURCE_EXHAUSTED if there is no memory.
+  // Zeroed host memory, aligned to 4096 bytes, in huge pages where the kernel
+  // gives them: buffers of 256 KiB to 32 MiB share mappings, one behind the
+  // other, and larger ones begin at a huge page. A page takes memory once it is
+  // written, near the thread that does so. Any thread.
+  // RESOURCE_EXHAUSTED if there is no memory.
   static absl::StatusOr<Buffer> AllocateHost(size_t bytes);
 
  private:

@@ -57,11 +57,12 @@ void CheckShapes(const BinaryMosTensors& tensors) {
 }
 
 // From [out, in / 8] to the layout of binary_mos_linear_kernels.h. `packed` is
-// zero before, which is what padding holds.
-void PackSigns(const uint8_t* sign, const BinaryMosLayer& layer,
-               uint8_t* packed) {
+// zero before, which is what padding holds. Strips [begin, end).
+void PackSigns(const uint8_t* sign, const BinaryMosLayer& layer, int64_t begin,
+               int64_t end, uint8_t* packed) {
   const int64_t row_bytes = layer.in_features / 8;
-  for (int64_t first = 0; first < layer.num_blocks; first += kStripBlocks) {
+  for (int64_t s = begin; s < end; ++s) {
+    const int64_t first = s * kStripBlocks;
     const int64_t blocks =
         std::min<int64_t>(kStripBlocks, layer.num_blocks - first);
     uint8_t* strip = packed + first * layer.num_slices * kBlockBytes;
@@ -141,7 +142,7 @@ void RunTile(const BinaryMosLayer& layer, const BinaryMosKernels& kernels,
 }  // namespace
 
 absl::StatusOr<PackedBinaryMos> PackedBinaryMos::Pack(
-    const BinaryMosTensors& tensors) {
+    const BinaryMosTensors& tensors, ThreadPool* pool) {
   CheckShapes(tensors);
   PackedBinaryMos packed;
   BinaryMosLayer& layer = packed.layer_;
@@ -170,7 +171,16 @@ absl::StatusOr<PackedBinaryMos> PackedBinaryMos::Pack(
   if (!buffer.ok()) return buffer.status();
   packed.buffer_ = *std::move(buffer);
   uint8_t* sign = carve(Carver(packed.buffer_.data())).first;
-  PackSigns(static_cast<const uint8_t*>(tensors.sign.data), layer, sign);
+  const auto pack = [&](int64_t begin, int64_t end) {
+    PackSigns(static_cast<const uint8_t*>(tensors.sign.data), layer, begin, end,
+              sign);
+  };
+  const int64_t strips = CeilDiv(layer.num_blocks, kStripBlocks);
+  if (pool == nullptr) {
+    pack(0, strips);
+  } else {
+    pool->ParallelFor(strips, CeilDiv(strips, pool->num_threads()), pack);
+  }
   return packed;
 }
 

@@ -51,8 +51,11 @@ class PackedBinaryMos {
  public:
   // Copies; `tensors` is not needed afterwards. INVALID_ARGUMENT for more than
   // kMaxBinaryMosExperts; RESOURCE_EXHAUSTED if there is no memory. REQUIRES:
-  // the shapes above, in_features >= 8 and divisible by 8.
-  static absl::StatusOr<PackedBinaryMos> Pack(const BinaryMosTensors& tensors);
+  // the shapes above, in_features >= 8 and divisible by 8. The threads of
+  // `pool`, if given, share the work, a contiguous part each, which also
+  // spreads the memory over their nodes.
+  static absl::StatusOr<PackedBinaryMos> Pack(const BinaryMosTensors& tensors,
+                                              ThreadPool* pool = nullptr);
 
   int64_t in_features() const { return layer_.in_features; }
   int64_t out_features() const { return layer_.out_features; }

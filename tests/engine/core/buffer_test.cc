@@ -1,8 +1,14 @@
 #include "engine/core/buffer.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <cstring>
+#include <fstream>
 #include <limits>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "gtest/gtest.h"
@@ -20,6 +26,91 @@ TEST(BufferTest, HostMemoryIsZeroedAndAligned) {
     for (size_t i = 0; i < bytes; ++i) ASSERT_EQ(data[i], 0) << i;
     data[0] = data[bytes - 1] = 1;
   }
+}
+
+// Sizes around those at which buffers begin and cease to share a mapping.
+constexpr size_t kSizes[] = {size_t{255} << 10,      size_t{256} << 10,
+                             (size_t{1} << 20) + 64, (size_t{2} << 20) + 4096,
+                             (size_t{32} << 20) - 1, size_t{32} << 20};
+
+TEST(BufferTest, BuffersDoNotOverlap) {
+  std::vector<Buffer> buffers;
+  for (int round = 0; round < 3; ++round) {
+    for (const size_t bytes : kSizes) {
+      auto buffer = Buffer::AllocateHost(bytes);
+      ASSERT_TRUE(buffer.ok()) << buffer.status();
+      std::memset(buffer->data(), static_cast<int>(buffers.size() + 1), bytes);
+      buffers.push_back(*std::move(buffer));
+    }
+  }
+  for (size_t i = 0; i < buffers.size(); ++i) {
+    const auto* data = static_cast<const uint8_t*>(buffers[i].data());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(data) % 4096, 0u);
+    EXPECT_TRUE(std::all_of(data, data + buffers[i].bytes(),
+                            [&](uint8_t value) { return value == i + 1; }))
+        << i;
+  }
+}
+
+TEST(BufferTest, FreeingABufferLeavesItsNeighboursAlone) {
+  std::vector<Buffer> buffers;
+  for (int i = 0; i < 3; ++i) {
+    auto buffer = Buffer::AllocateHost((size_t{1} << 20) + 64);
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    std::memset(buffer->data(), i + 1, buffer->bytes());
+    buffers.push_back(*std::move(buffer));
+  }
+  buffers[1] = Buffer();
+  const auto zeroed = Buffer::AllocateHost(size_t{1} << 20);
+  ASSERT_TRUE(zeroed.ok());
+  const auto holds = [](const Buffer& buffer, uint8_t expected) {
+    const auto* data = static_cast<const uint8_t*>(buffer.data());
+    return std::all_of(data, data + buffer.bytes(),
+                       [=](uint8_t value) { return value == expected; });
+  };
+  EXPECT_TRUE(holds(buffers[0], 1));
+  EXPECT_TRUE(holds(buffers[2], 3));
+  EXPECT_TRUE(holds(*zeroed, 0));
+}
+
+// Pages of address space.
+int64_t VirtualPages() {
+  int64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  return pages;
+}
+
+TEST(BufferTest, SharedMappingsEndWithTheirLastBuffer) {
+  const int64_t before = VirtualPages();
+  ASSERT_GT(before, 0);
+  for (int i = 0; i < 10; ++i) {
+    std::vector<Buffer> buffers;  // more than one mapping holds
+    for (int j = 0; j < 40; ++j) {
+      auto buffer = Buffer::AllocateHost(size_t{31} << 20);
+      ASSERT_TRUE(buffer.ok()) << buffer.status();
+      buffers.push_back(*std::move(buffer));
+    }
+    EXPECT_GE(VirtualPages() - before, int64_t{40} * (31 << 20) / 4096);
+  }
+  EXPECT_LT(VirtualPages() - before, (1 << 30) / 4096);
+}
+
+TEST(BufferTest, ThreadsMayAllocateAtTheSameTime) {
+  std::vector<std::thread> threads;
+  std::atomic<int> errors{0};
+  for (int t = 1; t <= 4; ++t) {
+    threads.emplace_back([t, &errors] {
+      for (int i = 0; i < 20; ++i) {
+        auto buffer = Buffer::AllocateHost(size_t{300} << 10);
+        if (!buffer.ok()) return void(++errors);
+        auto* data = static_cast<uint8_t*>(buffer->data());
+        std::memset(data, t, buffer->bytes());
+        if (data[buffer->bytes() - 1] != t) ++errors;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(errors, 0);
 }
 
 TEST(BufferTest, AnEmptyBufferStillHasAnAddress) {
