@@ -14,9 +14,13 @@ TenantShare& FairShare::Join(const std::string& tenant) {
     share->tenant = tenant;
   }
   TenantShare& joined = *share;
-  ++joined.num_sequences;
+  if (joined.num_sequences++ == 0) ++num_tenants_;
   if (shares_.size() > forget_at_) ForgetIdle();
   return joined;
+}
+
+void FairShare::Leave(TenantShare& share) {
+  if (--share.num_sequences == 0) --num_tenants_;
 }
 
 void FairShare::BeginWaiting(TenantShare& share) {

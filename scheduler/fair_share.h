@@ -16,8 +16,11 @@ struct TenantShare {
   std::string tenant;
   int64_t service = 0;    // tokens, weighted
   int num_sequences = 0;  // that have not ended
-  int num_waiting = 0;    // of these, never admitted
+  int num_waiting = 0;    // of these
+  int num_running = 0;    // of these
   size_t place = 0;       // in FairShare::waiting_, if num_waiting > 0
+  // What its running sequences hold, while Scheduler::MakeWay counts it.
+  int num_held = 0;
 };
 
 // Fair sharing by virtual token counters. Each tenant is charged for the tokens
@@ -42,9 +45,9 @@ class FairShare {
   // A sequence of `tenant` comes, or goes. The account stays while it has
   // sequences, or more service than one that is new would begin with.
   TenantShare& Join(const std::string& tenant);
-  void Leave(TenantShare& share) { --share.num_sequences; }
+  void Leave(TenantShare& share);
 
-  // A sequence begins, or ceases, to wait for its first admission.
+  // A sequence begins, or ceases, to wait.
   void BeginWaiting(TenantShare& share);
   void EndWaiting(TenantShare& share);
 
@@ -54,7 +57,14 @@ class FairShare {
                      int64_t{kOutputTokenCost} * num_output_tokens;
   }
 
+  // Whether `a` has had so much more than `b` that a step or two would not
+  // change it: `a` should give way.
+  bool IsFarAhead(const TenantShare& a, const TenantShare& b) const {
+    return a.service - b.service >= credit_ / 2;
+  }
+
   size_t num_accounts() const { return shares_.size(); }
+  int num_tenants() const { return num_tenants_; }  // that have sequences
 
  private:
   // What a tenant begins to wait with, at least.
@@ -62,6 +72,7 @@ class FairShare {
   void ForgetIdle();
 
   const int64_t credit_;
+  int num_tenants_ = 0;
   absl::flat_hash_map<std::string, std::unique_ptr<TenantShare>> shares_;
   std::vector<TenantShare*> waiting_;
   const TenantShare* last_to_wait_ = nullptr;  // the last that ceased to

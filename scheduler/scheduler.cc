@@ -135,6 +135,7 @@ const BatchPlan& Scheduler::Schedule(MonotonicTime now) {
   short_of_blocks_ = false;
 
   EndExpired(now);
+  MakeWay();
   ScheduleRunning(now);
   if (!short_of_blocks_) ScheduleWaiting(now);
 
@@ -206,6 +207,84 @@ void Scheduler::EraseDeadline(const Request& request, Stage stage) {
   }
 }
 
+// The tenant that was served least, if it has to wait, gets slots and blocks
+// from those that are far ahead of it and hold more of them. They keep at least
+// as much as it has then, and what gives way does not take anything back, so
+// nothing goes back and forth.
+void Scheduler::MakeWay() {
+  if (waiting_.size() == 0 || shares_.num_tenants() < 2) return;
+  CollectPrefilling();
+  Sequence* const seq = waiting_.Next(
+      ++round_, [this](Sequence& asked) { return ProbeWaiting(asked); });
+  if (seq == nullptr || seq->place.order >= 0 || NeverFits(seq->num_tokens())) {
+    return;
+  }
+
+  const int num_blocks = kv_.NumBlocksFor(seq->num_tokens());
+  const int num_blocks_to_come =
+      kv_.pool().num_free_blocks() + num_held_blocks_;
+  const int num_missing = num_blocks + NumToKeepFree() - num_blocks_to_come;
+  if (num_missing > 0 &&
+      !TakeBack(*seq, num_blocks, num_missing, [](const Sequence& running) {
+        return static_cast<int>(running.blocks.table.size());
+      })) {
+    return;
+  }
+  const auto one_slot = [](const Sequence&) { return 1; };
+  while (true) {
+    const int num_slots_to_come =
+        static_cast<int>(free_slots_.size()) + num_held_;
+    if (num_slots_to_come >= seq->place.share->num_waiting ||
+        !TakeBack(*seq, num_slots_to_come + 1, 1, one_slot)) {
+      return;
+    }
+  }
+}
+
+// Preempts running sequences until `num_missing` of what `size` counts come
+// back, so that `seq`'s tenant can have `num_wanted` more. False: nothing has
+// changed, because nobody has as many to give.
+bool Scheduler::TakeBack(const Sequence& seq, int num_wanted, int num_missing,
+                         int (*size)(const Sequence&)) {
+  seq.place.share->num_held = 0;
+  for (const Sequence* running : running_) running->place.share->num_held = 0;
+  for (const Sequence* running : running_) {
+    running->place.share->num_held += size(*running);
+  }
+  victims_.clear();
+  while (num_missing > 0) {
+    Sequence* const victim = LastOfWhoHasMost(seq, num_wanted, size);
+    if (victim == nullptr) return false;
+    victims_.push_back(victim);
+    victim->place.share->num_held -= size(*victim);
+    num_missing -= size(*victim);
+  }
+  for (Sequence* victim : victims_) Preempt(*victim);
+  return true;
+}
+
+// Of the tenant that has most to give to `seq`'s, the last that was admitted:
+// it loses least.
+Sequence* Scheduler::LastOfWhoHasMost(const Sequence& seq, int num_wanted,
+                                      int (*size)(const Sequence&)) {
+  const TenantShare& share = *seq.place.share;
+  Sequence* found = nullptr;
+  for (auto i = running_.rbegin(); i != running_.rend(); ++i) {
+    Sequence& running = **i;
+    const TenantShare& other = *running.place.share;
+    if (running.request().priority < seq.request().priority) break;
+    if (!shares_.IsFarAhead(other, share) ||
+        other.num_held - size(running) < share.num_held + num_wanted ||
+        (found != nullptr && other.num_held <= found->place.share->num_held) ||
+        std::find(victims_.begin(), victims_.end(), &running) !=
+            victims_.end()) {
+      continue;
+    }
+    found = &running;
+  }
+  return found;
+}
+
 void Scheduler::ScheduleRunning(MonotonicTime now) {
   size_t i = 0;
   while (i < running_.size() && budget_ > 0) {
@@ -244,7 +323,8 @@ bool Scheduler::MakeRoom(Sequence& seq, int num_tokens) {
 }
 
 void Scheduler::Preempt(Sequence& seq) {
-  running_.pop_back();
+  running_.erase(std::find(running_.begin(), running_.end(), &seq));
+  --seq.place.share->num_running;
   seq.place.state = State::kWaiting;
   ++seq.place.num_preemptions;
   ++stats_.num_preemptions;
@@ -256,13 +336,8 @@ void Scheduler::Preempt(Sequence& seq) {
 
 void Scheduler::ScheduleWaiting(MonotonicTime now) {
   if (waiting_.size() == 0) return;
+  CollectPrefilling();
   ++round_;
-  prefilling_.clear();
-  for (Sequence* seq : running_) {
-    if (seq->num_computed_tokens() < seq->num_tokens()) {
-      prefilling_.push_back(seq);
-    }
-  }
   const auto probe = [this](Sequence& seq) { return ProbeWaiting(seq); };
   while (budget_ > 0 && !free_slots_.empty() && HasRoomToAdmit()) {
     Sequence* const seq = waiting_.Next(round_, probe);
@@ -271,6 +346,15 @@ void Scheduler::ScheduleWaiting(MonotonicTime now) {
       EndTooLong(*seq, now);
     } else if (!Admit(*seq, now)) {
       break;  // nobody overtakes
+    }
+  }
+}
+
+void Scheduler::CollectPrefilling() {
+  prefilling_.clear();
+  for (Sequence* seq : running_) {
+    if (seq->num_computed_tokens() < seq->num_tokens()) {
+      prefilling_.push_back(seq);
     }
   }
 }
@@ -321,6 +405,7 @@ bool Scheduler::Admit(Sequence& seq, MonotonicTime now) {
   running_.insert(
       std::upper_bound(running_.begin(), running_.end(), &seq, RunsBeforePtr),
       &seq);
+  ++seq.place.share->num_running;
   seq.place.state = State::kRunning;
   seq.place.slot = free_slots_.back();
   free_slots_.pop_back();
@@ -537,6 +622,7 @@ void Scheduler::End(Sequence& seq, FinishReason reason, absl::Status status,
                     MonotonicTime now, StreamEvent& event) {
   if (seq.place.state == State::kRunning) {
     running_.erase(std::find(running_.begin(), running_.end(), &seq));
+    --seq.place.share->num_running;
   } else {
     waiting_.Erase(seq);
   }
@@ -571,6 +657,7 @@ void Scheduler::ReleaseOrHold(Sequence& seq) {
   if (seq.place.num_rows_in_flight > 0) {
     seq.place.held = true;
     ++num_held_;
+    num_held_blocks_ += static_cast<int>(seq.blocks.table.size());
   } else {
     Release(seq);
   }
@@ -580,6 +667,7 @@ void Scheduler::Release(Sequence& seq) {
   if (seq.place.held) {
     seq.place.held = false;
     --num_held_;
+    num_held_blocks_ -= static_cast<int>(seq.blocks.table.size());
   }
   kv_.Release(seq);
   if (seq.place.slot == kNoSlot) return;

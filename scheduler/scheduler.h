@@ -164,11 +164,17 @@ class Scheduler {
   void AddDeadlines(const Request& request);
   // It has reached `stage`.
   void EraseDeadline(const Request& request, Stage stage);
+  void MakeWay();
+  bool TakeBack(const Sequence& seq, int num_wanted, int num_missing,
+                int (*size)(const Sequence&));
+  Sequence* LastOfWhoHasMost(const Sequence& seq, int num_wanted,
+                             int (*size)(const Sequence&));
   void ScheduleRunning(MonotonicTime now);
   bool MakeRoom(Sequence& seq, int num_tokens);
   void ScheduleWaiting(MonotonicTime now);
   int NumToKeepFree() const;
   bool HasRoomToAdmit() const;
+  void CollectPrefilling();
   std::optional<int> ProbeWaiting(Sequence& seq);
   bool Admit(Sequence& seq, MonotonicTime now);
   void AddRow(Sequence& seq, int num_tokens);
@@ -209,7 +215,8 @@ class Scheduler {
   WaitingQueue waiting_{shares_};
   int64_t next_order_ = 0;  // SequencePlace::order
   std::vector<SlotId> free_slots_;
-  int num_held_ = 0;  // sequences with SequencePlace::held
+  int num_held_ = 0;         // sequences with SequencePlace::held
+  int num_held_blocks_ = 0;  // that they still use
 
   StepId next_step_ = 0;
   std::array<StepInFlight, kMaxStepsInFlight> in_flight_;  // ring
@@ -222,7 +229,8 @@ class Scheduler {
   std::vector<SlotOperation> next_slot_ops_;  // since the last Schedule
   std::vector<RequestId> started_;
   std::vector<Sequence*> prefilling_;  // run, and have tokens left to compute
-  int64_t round_ = 0;                  // of ScheduleWaiting
+  std::vector<Sequence*> victims_;     // of TakeBack
+  int64_t round_ = 0;                  // of WaitingQueue::Next
   int budget_ = 0;
   bool short_of_blocks_ = false;
 

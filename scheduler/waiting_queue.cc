@@ -31,35 +31,32 @@ bool WaitingQueue::ByArrival::operator()(const Sequence* a,
 }
 
 void WaitingQueue::Insert(Sequence& seq) {
-  Band& band = bands_[seq.request().priority];
+  TenantQueue& queue = bands_[seq.request().priority][seq.request().tenant];
   if (WasAdmitted(seq)) {
-    band.preempted.insert(&seq);
+    queue.preempted.insert(&seq);
   } else {
-    band.tenants[seq.request().tenant].sequences.insert(&seq);
-    shares_.BeginWaiting(*seq.place.share);
+    queue.sequences.insert(&seq);
   }
+  shares_.BeginWaiting(*seq.place.share);
   ++size_;
 }
 
 void WaitingQueue::Erase(Sequence& seq) {
   const auto band = bands_.find(seq.request().priority);
+  const auto tenant = band->second.find(seq.request().tenant);
   if (WasAdmitted(seq)) {
-    band->second.preempted.erase(&seq);
+    tenant->second.preempted.erase(&seq);
   } else {
-    const auto tenant = band->second.tenants.find(seq.request().tenant);
     tenant->second.sequences.erase(&seq);
-    if (tenant->second.sequences.empty()) band->second.tenants.erase(tenant);
-    shares_.EndWaiting(*seq.place.share);
   }
+  if (tenant->second.empty()) band->second.erase(tenant);
   if (band->second.empty()) bands_.erase(band);
+  shares_.EndWaiting(*seq.place.share);
   --size_;
 }
 
 Sequence* WaitingQueue::Next(int64_t round, Probe probe) {
   for (auto& [priority, band] : bands_) {
-    for (Sequence* seq : band.preempted) {
-      if (probe(*seq)) return seq;
-    }
     while (TenantQueue* queue = LeastServed(band, round)) {
       if (Sequence* seq = Choose(*queue, probe)) return seq;
       queue->skipped_in = round;
@@ -71,7 +68,7 @@ Sequence* WaitingQueue::Next(int64_t round, Probe probe) {
 void WaitingQueue::CountOvertake(const Sequence& seq) {
   if (WasAdmitted(seq)) return;
   const TenantQueue& queue =
-      bands_.at(seq.request().priority).tenants.at(seq.request().tenant);
+      bands_.at(seq.request().priority).at(seq.request().tenant);
   Sequence* const first = *queue.sequences.begin();
   if (first != &seq) ++first->place.num_overtaken;
 }
@@ -80,11 +77,11 @@ WaitingQueue::TenantQueue* WaitingQueue::LeastServed(Band& band,
                                                      int64_t round) {
   TenantQueue* least = nullptr;
   const auto key = [](const TenantQueue& queue) {
-    const Sequence& first = **queue.sequences.begin();
+    const Sequence& first = queue.first();
     return std::make_tuple(ShareOf(first).service, first.request().arrival,
                            first.request().id);
   };
-  for (auto& [tenant, queue] : band.tenants) {
+  for (auto& [tenant, queue] : band) {
     if (queue.skipped_in == round) continue;
     if (least == nullptr || key(queue) < key(*least)) least = &queue;
   }
@@ -92,6 +89,10 @@ WaitingQueue::TenantQueue* WaitingQueue::LeastServed(Band& band,
 }
 
 Sequence* WaitingQueue::Choose(const TenantQueue& queue, Probe probe) {
+  for (Sequence* seq : queue.preempted) {
+    if (probe(*seq)) return seq;
+  }
+  if (queue.sequences.empty()) return nullptr;
   Sequence& first = **queue.sequences.begin();
   if (first.place.num_overtaken >= kMaxOvertakes) {
     return probe(first) ? &first : nullptr;

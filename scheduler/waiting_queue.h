@@ -19,8 +19,8 @@ namespace binarymos {
 bool RunsBefore(const Sequence& a, const Sequence& b);
 
 // Sequences that wait to run. This class, FairShare and RunsBefore() are all
-// that decides on order: the most urgent priority; in it those that ran before;
-// then the tenant that had least; of its sequences the one with the longest
+// that decides on order: the most urgent priority; in it the tenant that had
+// least; of its sequences those that ran before, then the one with the longest
 // cached prefix, but the one that came first once it was overtaken
 // kMaxOvertakes times. Confined to the serving-loop thread; owns no sequences.
 class WaitingQueue {
@@ -59,15 +59,16 @@ class WaitingQueue {
     }
   };
   struct TenantQueue {
-    absl::btree_set<Sequence*, ByArrival> sequences;  // not empty
-    int64_t skipped_in = -1;                          // round
-  };
-  struct Band {
     absl::btree_set<Sequence*, ByAdmission> preempted;
-    std::map<std::string, TenantQueue> tenants;
+    absl::btree_set<Sequence*, ByArrival> sequences;
+    int64_t skipped_in = -1;  // round
 
-    bool empty() const { return preempted.empty() && tenants.empty(); }
+    bool empty() const { return preempted.empty() && sequences.empty(); }
+    const Sequence& first() const {
+      return preempted.empty() ? **sequences.begin() : **preempted.begin();
+    }
   };
+  using Band = std::map<std::string, TenantQueue>;  // by tenant; none is empty
 
   static TenantQueue* LeastServed(Band& band, int64_t round);
   static Sequence* Choose(const TenantQueue& queue, Probe probe);

@@ -58,6 +58,28 @@ TEST(FairShareTest, AnEmptyQueueIsEnteredWhereTheLastOneLeftIt) {
   EXPECT_EQ(b.service, 100);
 }
 
+TEST(FairShareTest, CountsTheTenantsThatHaveSequences) {
+  FairShare shares(/*credit=*/0);
+  TenantShare& a = shares.Join("a");
+  shares.Join("a");
+  TenantShare& b = shares.Join("b");
+  EXPECT_EQ(shares.num_tenants(), 2);
+  shares.Leave(a);
+  shares.Leave(b);
+  EXPECT_EQ(shares.num_tenants(), 1);
+}
+
+TEST(FairShareTest, HalfOfTheCreditIsFarAhead) {
+  FairShare shares(/*credit=*/30);
+  TenantShare& a = shares.Join("a");
+  TenantShare& b = shares.Join("b");
+  FairShare::Charge(a, 14, 0);
+  EXPECT_FALSE(shares.IsFarAhead(a, b));
+  FairShare::Charge(a, 1, 0);
+  EXPECT_TRUE(shares.IsFarAhead(a, b));
+  EXPECT_FALSE(shares.IsFarAhead(b, a));
+}
+
 TEST(FairShareTest, AccountIsKeptWhileItIsOverdrawn) {
   FairShare shares(/*credit=*/0);
   TenantShare& greedy = shares.Join("greedy");

@@ -543,6 +543,72 @@ TEST_P(SchedulerTest, TenantWithLessServiceIsAdmittedFirst) {
   EXPECT_LT(first_scheduled(9), first_scheduled(3));
 }
 
+// Requests 1 to 8 of one tenant, of which four run; then 11 to 13 of another.
+void AddFloodAndOther(SchedulerDriver& driver, int flood_priority = 0) {
+  for (RequestId id = 1; id <= 8; ++id) {
+    const auto request = MakeRequest(id, 8, 40);
+    request->tenant = "flood";
+    request->priority = flood_priority;
+    driver.Add(request);
+  }
+  for (int i = 0; i < 6; ++i) driver.Step();
+  for (RequestId id = 11; id <= 13; ++id) {
+    const auto request = MakeRequest(id, 8, 40);
+    request->tenant = "other";
+    driver.Add(request);
+  }
+}
+
+bool Runs(SchedulerDriver& driver, RequestId id) {
+  bool runs = false;
+  SchedulerTestPeer::ForEachSequence(
+      driver.scheduler, [&](const Sequence& seq) {
+        runs |= seq.request().id == id &&
+                seq.place.state == SequencePlace::State::kRunning;
+      });
+  return runs;
+}
+
+TEST_P(SchedulerTest, TenantThatHasMoreSlotsGivesHalfOfThemBack) {
+  SchedulerOptions options = SmallOptions();
+  options.cache.max_num_seqs = 4;
+  SchedulerDriver driver(options, GetParam());
+  AddFloodAndOther(driver);
+  for (int i = 0; i < 3; ++i) driver.Step();
+  for (const RequestId id : {1, 2, 11, 12}) {
+    EXPECT_TRUE(Runs(driver, id)) << "request " << id;
+  }
+  EXPECT_EQ(driver.scheduler.stats().num_preemptions, 2);
+  EXPECT_TRUE(driver.RunToEnd());
+  for (const RequestId id : {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13}) {
+    ExpectReference(driver, *MakeRequest(id, 8, 40));
+  }
+}
+
+TEST_P(SchedulerTest, TenantThatHasMoreBlocksGivesHalfOfThemBack) {
+  SchedulerDriver driver(SmallOptions(24), GetParam());
+  AddFloodAndOther(driver);
+  const auto before = driver.scheduler.stats().num_preemptions;
+  driver.Step();
+  EXPECT_GT(driver.scheduler.stats().num_preemptions, before);
+  for (int i = 0; i < 2; ++i) driver.Step();
+  EXPECT_TRUE(Runs(driver, 1));
+  EXPECT_TRUE(Runs(driver, 11));
+  EXPECT_TRUE(driver.RunToEnd());
+  for (const RequestId id : {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13}) {
+    ExpectReference(driver, *MakeRequest(id, 8, 40));
+  }
+}
+
+TEST_P(SchedulerTest, MoreUrgentSequencesDoNotGiveWay) {
+  SchedulerOptions options = SmallOptions();
+  options.cache.max_num_seqs = 4;
+  SchedulerDriver driver(options, GetParam());
+  AddFloodAndOther(driver, /*flood_priority=*/-1);
+  EXPECT_TRUE(driver.RunToEnd());
+  EXPECT_EQ(driver.scheduler.stats().num_preemptions, 0);
+}
+
 TEST_P(SchedulerTest, SamplesComputeAloneWithoutPrefixCaching) {
   SchedulerOptions options = SmallOptions();
   options.prefix_caching = false;

@@ -1,6 +1,7 @@
 #include "tests/scheduler/scheduler_test_peer.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 #include <vector>
@@ -49,6 +50,8 @@ void SchedulerTestPeer::CheckInvariants(const Scheduler& scheduler) {
   int num_running = 0;
   int num_waiting = 0;
   int num_held = 0;
+  int num_held_blocks = 0;
+  std::map<const TenantShare*, std::pair<int, int>> shares;  // waiting, running
   const auto check = [&](const Scheduler::RequestState& state) {
     int num_unfinished = 0;
     for (const Sequence& seq : state.samples) {
@@ -57,6 +60,10 @@ void SchedulerTestPeer::CheckInvariants(const Scheduler& scheduler) {
       num_waiting += place.state == State::kWaiting ? 1 : 0;
       num_unfinished += place.state == State::kFinished ? 0 : 1;
       num_held += place.held ? 1 : 0;
+      if (place.held) num_held_blocks += std::ssize(seq.blocks.table);
+      EXPECT_EQ(place.share == nullptr, place.state == State::kFinished);
+      if (place.state == State::kWaiting) ++shares[place.share].first;
+      if (place.state == State::kRunning) ++shares[place.share].second;
       if (place.slot != kNoSlot) {
         EXPECT_TRUE(slots.insert(place.slot).second) << "slot " << place.slot;
       }
@@ -94,6 +101,12 @@ void SchedulerTestPeer::CheckInvariants(const Scheduler& scheduler) {
   EXPECT_EQ(num_running, static_cast<int>(scheduler.running_.size()));
   EXPECT_EQ(num_waiting, scheduler.waiting_.size());
   EXPECT_EQ(num_held, scheduler.num_held_);
+  EXPECT_EQ(num_held_blocks, scheduler.num_held_blocks_);
+  for (const auto& [share, counts] : shares) {
+    EXPECT_EQ(share->num_waiting, counts.first) << "tenant " << share->tenant;
+    EXPECT_EQ(share->num_running, counts.second) << "tenant " << share->tenant;
+  }
+  EXPECT_EQ(scheduler.shares_.num_tenants(), std::ssize(shares));
   EXPECT_TRUE(std::is_sorted(
       scheduler.running_.begin(), scheduler.running_.end(),
       [](const Sequence* a, const Sequence* b) { return RunsBefore(*a, *b); }));

@@ -82,16 +82,24 @@ TEST_F(WaitingQueueTest, TenantsTakeTurnsByWhatTheyHaveHad) {
   EXPECT_THAT(AdmitAll(10), ElementsAre(1, 11, 2, 12, 3, 4));
 }
 
-TEST_F(WaitingQueueTest, WhoRanBeforeComesFirstInItsBandAndInItsOldPlace) {
+TEST_F(WaitingQueueTest, WhoRanBeforeComesFirstOfItsTenantAndInItsOldPlace) {
   Add(1, 1);
-  Add(2, 2, "b");
-  Sequence* const first = Admit(100);
-  Sequence* const second = Admit(1);
-  Add(3, 0, "c");
-  Add(4, 0, "c", -1);
+  Add(2, 2);
+  Sequence* const first = Admit();
+  Sequence* const second = Admit();
+  Add(3, 0);
+  Add(4, 0, "", -1);
   queue_.Insert(*second);
   queue_.Insert(*first);
   EXPECT_THAT(AdmitAll(), ElementsAre(4, 1, 2, 3));
+}
+
+TEST_F(WaitingQueueTest, WhoRanBeforeWaitsForTheTurnOfItsTenant) {
+  Add(1, 1);
+  Add(2, 2, "b");
+  Sequence* const first = Admit(100);
+  queue_.Insert(*first);
+  EXPECT_THAT(AdmitAll(1000), ElementsAre(2, 1));
 }
 
 TEST_F(WaitingQueueTest, LongestCachedPrefixOfATenantIsPreferred) {

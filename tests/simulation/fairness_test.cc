@@ -17,12 +17,21 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
+// What a tenant asks for.
+struct Load {
+  std::string tenant;
+  int num_requests = 0;
+  Duration interval{0};  // between requests, on average
+  double prompt_median = 60;
+  double output_median = 40;
+};
+
 // A server with the default limits, or `part` of it.
 Scenario Server(double part = 1) {
   Scenario scenario;
   CacheConfig& cache = scenario.options.cache;
   cache.block_size = 16;
-  cache.max_model_len = 512;
+  cache.max_model_len = 4096;
   cache.max_num_seqs = static_cast<int>(64 * part);
   cache.num_blocks = static_cast<int>(1600 * part);
   cache.max_num_batched_tokens = static_cast<int>(2048 * part);
@@ -36,23 +45,25 @@ Scenario Server(double part = 1) {
   return scenario;
 }
 
-// Requests `interval` apart on average, the same of a tenant whatever others
-// do.
-void AddTenant(const std::string& tenant, int num_requests, Duration interval,
-               Scenario& scenario) {
-  Random random(tenant.size());
+// The requests of a tenant are the same whatever others do.
+void AddLoad(const Load& load, Scenario& scenario) {
+  Random random(load.tenant.size());
   MonotonicTime time = kBeginning;
-  for (int i = 0; i < num_requests; ++i) {
-    time += random.Exponential(interval);
+  const auto length = [&](double median, double sigma) {
+    return std::clamp(random.LogNormal(median, sigma), 1,
+                      static_cast<int>(5 * median));
+  };
+  for (int i = 0; i < load.num_requests; ++i) {
+    time += random.Exponential(load.interval);
     auto request = std::make_shared<Request>();
     request->id = scenario.clients.size() + 1;
-    request->tenant = tenant;
+    request->tenant = load.tenant;
     request->arrival = time;
-    const int length = std::clamp(random.LogNormal(60, 0.7), 1, 300);
-    for (int k = 0; k < length; ++k) {
+    const int num_prompt = length(load.prompt_median, 0.7);
+    for (int k = 0; k < num_prompt; ++k) {
       request->prompt.push_back(random.Int(0, 10'000));
     }
-    request->max_tokens = std::clamp(random.LogNormal(40, 0.5), 1, 200);
+    request->max_tokens = length(load.output_median, 0.5);
     scenario.clients.push_back({.request = std::move(request)});
   }
   std::stable_sort(scenario.clients.begin(), scenario.clients.end(),
@@ -75,44 +86,87 @@ Duration P99TimeToFirstToken(const Simulation& simulation,
   return times[times.size() * 99 / 100];
 }
 
-TEST(FairnessTest, TenantsThatKeepWaitingHaveEqualShares) {
-  Scenario scenario = Server();
-  AddTenant("a", 300, milliseconds(2), scenario);
-  AddTenant("flood", 3000, microseconds(200), scenario);
-  Simulation simulation(std::move(scenario));
+// What tenant "a" had of what both had while both waited.
+double ShareOfA(Simulation& simulation, const std::string& other) {
   int64_t a = 0;
-  int64_t flood = 0;
+  int64_t b = 0;
   simulation.on_turn = [&] {
     const auto& waiting = simulation.order().num_waiting();
-    if (!waiting.contains("a")) return;
+    if (!waiting.contains("a") || !waiting.contains(other)) return;
     a = simulation.order().service().at("a");
-    flood = simulation.order().service().at("flood");
+    b = simulation.order().service().at(other);
   };
   simulation.Run();
-  ASSERT_GT(a, 10'000);
-  EXPECT_NEAR(static_cast<double>(a) / static_cast<double>(a + flood), 0.5,
-              0.05);
+  EXPECT_GT(a, 10'000);
+  return static_cast<double>(a) / static_cast<double>(a + b);
 }
 
-TEST(FairnessTest, FloodOfOneTenantDelaysTheOtherLittle) {
+TEST(FairnessTest, TenantsThatKeepWaitingHaveEqualShares) {
+  Scenario scenario = Server();
+  AddLoad({"a", 300, milliseconds(2)}, scenario);
+  AddLoad({"flood", 3000, microseconds(200)}, scenario);
+  Simulation simulation(std::move(scenario));
+  EXPECT_NEAR(ShareOfA(simulation, "flood"), 0.5, 0.05);
+}
+
+// Equal shares are not equal numbers of slots here.
+TEST(FairnessTest, TenantsOfDifferentHabitsDoNotTakeTurnsAtPreempting) {
+  Scenario scenario = Server();
+  AddLoad({"a", 300, milliseconds(2), 600, 10}, scenario);
+  AddLoad({"writes", 600, milliseconds(2), 20, 100}, scenario);
+  scenario.options.cache.num_blocks = 4000;
+  scenario.limits.max_waiting_requests_per_tenant = 0;
+  Simulation simulation(std::move(scenario));
+  EXPECT_NEAR(ShareOfA(simulation, "writes"), 0.5, 0.05);
+  EXPECT_LE(simulation.stats().num_preemptions, 90);
+}
+
+// Of what a flood is made that leaves too few slots, or too few blocks.
+struct Flood {
+  const char* name;
+  double output_median = 40;
+  int num_blocks = 1600;
+  bool prefix_caching = true;
+};
+
+class FloodTest : public ::testing::TestWithParam<Flood> {};
+INSTANTIATE_TEST_SUITE_P(
+    All, FloodTest,
+    ::testing::Values(Flood{.name = "Slots"},
+                      Flood{.name = "SlotsWithoutPrefixCache",
+                            .prefix_caching = false},
+                      Flood{.name = "LongAnswers", .output_median = 200},
+                      Flood{.name = "Blocks", .num_blocks = 300}),
+    [](const auto& instance) { return std::string(instance.param.name); });
+
+TEST_P(FloodTest, DelaysTheOtherTenantLittle) {
   // Half of the server would be busy for about 60 % of the time.
-  constexpr int kNumRequests = 300;
-  const Duration interval = milliseconds(9);
-  Scenario alone = Server(0.5);
-  AddTenant("a", kNumRequests, interval, alone);
-  Scenario together = Server();
-  AddTenant("a", kNumRequests, interval, together);
-  AddTenant("flood", 10 * kNumRequests, interval / 10, together);
+  const Load load = {"a", 300, milliseconds(9)};
+  const auto server = [](double part) {
+    Scenario scenario = Server(part);
+    scenario.options.prefix_caching = GetParam().prefix_caching;
+    scenario.options.cache.num_blocks =
+        static_cast<int>(GetParam().num_blocks * part);
+    return scenario;
+  };
+  Scenario alone = server(0.5);
+  AddLoad(load, alone);
+  Scenario together = server(1);
+  AddLoad(load, together);
+  AddLoad({"flood", 10 * load.num_requests, load.interval / 10, 60,
+           GetParam().output_median},
+          together);
   Simulation first(std::move(alone));
   first.Run();
   Simulation second(std::move(together));
   second.Run();
-  const Duration with_half = P99TimeToFirstToken(first, "a");
-  const Duration beside = P99TimeToFirstToken(second, "a");
   const auto seconds = [](Duration duration) {
     return std::chrono::duration<double>(duration).count();
   };
-  EXPECT_LE(seconds(beside), 2 * seconds(with_half));
+  EXPECT_LE(seconds(P99TimeToFirstToken(second, "a")),
+            1.5 * seconds(P99TimeToFirstToken(first, "a")));
+  // No request makes more than one other give way.
+  EXPECT_LE(second.stats().num_preemptions, load.num_requests);
 }
 
 }  // namespace
