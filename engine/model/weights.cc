@@ -1,6 +1,7 @@
 #include "engine/model/weights.h"
 
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <set>
 #include <string>
@@ -52,6 +53,7 @@ class Collector {
 
   const absl::Status& status() const { return status_; }
   int64_t num_parameters() const { return num_parameters_; }
+  size_t bytes() const { return bytes_; }  // of all tensors
 
   ConstTensorView Required(const std::string& name, DType dtype, Shape shape) {
     if (!status_.ok()) return {};
@@ -72,6 +74,7 @@ class Collector {
       return {};
     }
     used_.insert(name);
+    bytes_ += entry.bytes;
     return {entry.data, dtype, shape, Device::kHost};
   }
 
@@ -146,6 +149,7 @@ class Collector {
   absl::Status status_;
   std::set<std::string> used_;
   int64_t num_parameters_ = 0;
+  size_t bytes_ = 0;
 };
 
 LayerTensors CollectLayer(const LlamaConfig& config, int layer,
@@ -253,6 +257,20 @@ LlamaLayerWeights PackLayer(const LlamaConfig& config, int layer,
   return weights;
 }
 
+// What is held is about what is stored (DESIGN section 4).
+absl::Status CheckFits(size_t bytes, const Checkpoint& checkpoint,
+                       const Backend& backend) {
+  const absl::StatusOr<size_t> available = backend.AvailableMemory();
+  if (!available.ok()) return available.status();
+  if (bytes <= *available) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      checkpoint.files().front(), ": the weights take ", bytes,
+      " bytes, but only ", *available, " bytes can be had on ",
+      backend.description(), ": ", bytes - *available,
+      " are missing; free memory, raise --gpu-memory-utilization if this is a "
+      "CUDA device, or use another"));
+}
+
 double BitsPerWeight(const std::vector<LlamaLayerWeights>& layers) {
   double bits = 0;
   double elements = 0;
@@ -289,6 +307,8 @@ absl::StatusOr<LlamaWeights> LlamaWeights::Load(const Checkpoint& checkpoint,
   Collector collector(checkpoint);
   const ModelTensors tensors = Collect(config, collector);
   if (!collector.status().ok()) return collector.status();
+  absl::Status fits = CheckFits(collector.bytes(), checkpoint, backend);
+  if (!fits.ok()) return fits;
 
   Packer packer(checkpoint, backend);
   LlamaWeights weights;

@@ -64,8 +64,9 @@ struct LlamaWeights {
   // Checks that `checkpoint` holds exactly the tensors that `config` calls for
   // and packs them, giving back the mapped pages as it goes. INVALID_ARGUMENT
   // naming file, tensor and what was expected if one is missing, superfluous or
-  // has another dtype or shape; RESOURCE_EXHAUSTED if the backend's memory is
-  // short.
+  // has another dtype or shape; RESOURCE_EXHAUSTED, with the arithmetic, if the
+  // tensors are larger than the memory that the backend has, and if it runs out
+  // of it all the same.
   static absl::StatusOr<LlamaWeights> Load(const Checkpoint& checkpoint,
                                            const LlamaConfig& config,
                                            Backend& backend);

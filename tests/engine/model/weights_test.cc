@@ -2,6 +2,7 @@
 
 #include <numeric>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/engine/model/fake_backend.h"
@@ -171,6 +172,24 @@ TEST_F(WeightsTest, SaysWhereTheBackendRanOutOfMemory) {
               HasSubstr("loading model.layers.0."));
   EXPECT_THAT(std::string(weights.status().message()),
               HasSubstr("the fake is full"));
+}
+
+TEST_F(WeightsTest, RefusesWhatDoesNotFitBeforeItPacks) {
+  const ModelDirectory model;
+  size_t bytes = 0;
+  for (const TestTensor& tensor : model.tensors) bytes += tensor.bytes();
+  backend_.available = bytes;
+  EXPECT_TRUE(Load(model).ok());
+
+  backend_.used = 0;
+  backend_.available = bytes - 1;
+  const auto weights = Load(model);
+  EXPECT_EQ(weights.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(weights.status().message()),
+              HasSubstr(absl::StrCat(
+                  "the weights take ", bytes, " bytes, but only ", bytes - 1,
+                  " bytes can be had on fake: 1 are missing")));
+  EXPECT_EQ(backend_.used, 0u);
 }
 
 TEST_F(WeightsTest, ChecksBeforeItPacks) {
