@@ -9,6 +9,7 @@
 
 #include "gtest/gtest.h"
 #include "tests/simulation/random.h"
+#include "tests/simulation/sanitized.h"
 #include "tests/simulation/simulation.h"
 
 namespace binarymos {
@@ -22,7 +23,8 @@ constexpr int kOutputTokens = 60;
 
 int NumDisconnects() {
   const char* value = std::getenv("BINARYMOS_DISCONNECTS");
-  return value == nullptr ? 1000 : std::stoi(value);
+  if (value != nullptr) return std::stoi(value);
+  return kSanitized ? 200 : 1000;
 }
 
 // A quarter of the blocks that 32 sequences need, for as many clients as asked

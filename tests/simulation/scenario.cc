@@ -125,8 +125,9 @@ SimulatedClient RandomClient(Random& random, std::shared_ptr<Request> request) {
   }
   client.stops_with.resize(static_cast<size_t>(request->num_samples));
   for (int& stop : client.stops_with) {
-    if (random.Chance(10)) stop = random.Int(1, request->max_tokens);
+    if (random.Chance(15)) stop = random.Int(1, request->max_tokens);
   }
+  client.asks_ahead = random.Choice({0, 0, 1, 4});
   client.request = std::move(request);
   return client;
 }

@@ -28,6 +28,8 @@ struct SimulatedClient {
   int leaves_with = -1;
   // By sample: the number of its tokens that contain a stop string; 0: none do.
   std::vector<int> stops_with;
+  // Asks for the stop so many tokens before it has them.
+  int asks_ahead = 0;
 };
 
 struct Scenario {
@@ -41,6 +43,7 @@ struct Scenario {
   std::optional<MonotonicTime> aborts_all_at;
   StepId fail_submit_at = -1;
   StepId fail_wait_at = -1;
+  int check_interval = 1;  // turns between looks at every block and sequence
   // Whether prompts have a prefix in common, and priorities differ.
   bool shares_prefixes = false;
   bool has_priorities = false;

@@ -39,6 +39,7 @@ Simulation::Simulation(Scenario scenario)
     const auto num_samples = static_cast<size_t>(request(i).num_samples);
     clients_[i].samples.resize(num_samples);
     clients_[i].stopped.resize(num_samples);
+    clients_[i].stopped_ahead.resize(num_samples);
     scenario_.clients[i].request->stream =
         std::make_shared<TokenStream>(nullptr);
   }
@@ -187,7 +188,15 @@ void Simulation::Take(size_t client, TokenEvent event) {
       << "client " << client << ": something comes after the end";
   EXPECT_TRUE(event.token != kNoToken || event.finish.has_value())
       << "client " << client << ": an event of nothing";
-  if (event.token != kNoToken) sample.tokens.push_back(event.token);
+  if (event.token != kNoToken) {
+    if (sample.tokens.empty()) {
+      sample.prompt_logprobs = std::move(event.prompt_logprobs);
+    } else {
+      EXPECT_TRUE(event.prompt_logprobs.empty()) << "client " << client;
+    }
+    sample.tokens.push_back(event.token);
+    sample.logprobs.push_back(std::move(event.logprobs));
+  }
   if (event.finish) {
     sample.finish = *std::move(event.finish);
     ++seen.num_ended;
@@ -203,8 +212,10 @@ void Simulation::React(size_t client, int sample) {
   const bool ended = seen.samples[s].finish.has_value();
   const int stop =
       s < behaviour.stops_with.size() ? behaviour.stops_with[s] : 0;
-  if (stop > 0 && num_tokens >= stop && !ended && !seen.stopped[s]) {
+  if (stop > 0 && num_tokens >= stop - behaviour.asks_ahead && !ended &&
+      !seen.stopped[s]) {
     seen.stopped[s] = true;
+    seen.stopped_ahead[s] = num_tokens < stop;
     loop_.queue().Push(StopAtCommand{
         .request = request(client).id, .sample = sample, .num_tokens = stop});
   }
@@ -235,13 +246,17 @@ std::optional<MonotonicTime> Simulation::NextAction() const {
 
 void Simulation::CheckPlan(const BatchPlan& plan) {
   const Scheduler& scheduler = SchedulerTestPeer::scheduler(loop_);
-  SchedulerTestPeer::CheckInvariants(scheduler);
+  if (turn_ % scenario_.check_interval == 0) {
+    SchedulerTestPeer::CheckInvariants(scheduler);
+  }
   order_.Check(scheduler, plan);
 }
 
 void Simulation::CheckTurn(MonotonicTime begin) {
   const Scheduler& scheduler = SchedulerTestPeer::scheduler(loop_);
-  SchedulerTestPeer::CheckInvariants(scheduler);
+  if (turn_ % scenario_.check_interval == 0) {
+    SchedulerTestPeer::CheckInvariants(scheduler);
+  }
   CheckQueue();
   for (const size_t i : live_) {
     if (!Active(i)) continue;
@@ -351,6 +366,7 @@ void Simulation::CheckEnd(size_t client, int sample) {
   EXPECT_TRUE(std::equal(seen.tokens.begin(), seen.tokens.end(),
                          reference.tokens.begin()))
       << "its tokens are not the model's";
+  CheckLogprobs(asked, sample, seen);
   const bool whole = seen.tokens.size() == reference.tokens.size();
   const int num_tokens = static_cast<int>(seen.tokens.size());
   EXPECT_LT(finish.num_cached_tokens, std::ssize(asked.prompt));
@@ -381,6 +397,10 @@ void Simulation::CheckEnd(size_t client, int sample) {
       EXPECT_TRUE(clients_[client].stopped[static_cast<size_t>(sample)]);
       EXPECT_EQ(finish.num_output_tokens, stop);
       EXPECT_GE(num_tokens, stop);
+      if (clients_[client].stopped_ahead[static_cast<size_t>(sample)] &&
+          scenario_.clients[client].reading_pause == Duration(0)) {
+        EXPECT_EQ(num_tokens, stop) << "it was known where it ends";
+      }
       break;
     case FinishReason::kCancelled:
       EXPECT_TRUE(clients_[client].left.has_value());
@@ -389,8 +409,29 @@ void Simulation::CheckEnd(size_t client, int sample) {
       CheckDeadline(client, finish.times.finished);
       break;
     case FinishReason::kError:
-      CheckError(asked, finish);
+      CheckError(asked, finish, reference, whole);
       break;
+  }
+}
+
+void Simulation::CheckLogprobs(const Request& asked, int sample,
+                               const SampleSeen& seen) {
+  for (size_t i = 0; i < seen.tokens.size(); ++i) {
+    if (asked.num_logprobs < 0) break;
+    EXPECT_EQ(seen.logprobs[i].chosen.token, seen.tokens[i]);
+  }
+  if (seen.tokens.empty() || asked.num_prompt_logprobs < 0 || sample > 0) {
+    EXPECT_TRUE(seen.prompt_logprobs.empty());
+    return;
+  }
+  ASSERT_EQ(seen.prompt_logprobs.size(), asked.prompt.size() - 1);
+  uint64_t state = 0;
+  for (size_t i = 0; i < seen.prompt_logprobs.size(); ++i) {
+    state = FakeState(state, asked.prompt[i]);
+    const TokenId token = asked.prompt[i + 1];
+    const TokenLogprob& chosen = seen.prompt_logprobs[i].chosen;
+    EXPECT_EQ(chosen.token, token);
+    EXPECT_EQ(chosen.logprob, FakeLogprob(state, token));
   }
 }
 
@@ -411,7 +452,8 @@ void Simulation::CheckDeadline(size_t client, MonotonicTime end) {
       << "it ended before any of its limits of time";
 }
 
-void Simulation::CheckError(const Request& asked, const Finish& finish) {
+void Simulation::CheckError(const Request& asked, const Finish& finish,
+                            const ReferenceOutput& reference, bool whole) {
   const CacheConfig& cache = scenario_.options.cache;
   if (finish.status.message() == "submit" ||
       finish.status.message() == "wait") {
@@ -419,7 +461,8 @@ void Simulation::CheckError(const Request& asked, const Finish& finish) {
   } else if (finish.status.code() == absl::StatusCode::kUnavailable) {
     EXPECT_TRUE(closed_ || failed_on_purpose()) << finish.status;
   } else if (finish.status.code() == absl::StatusCode::kInternal) {
-    EXPECT_EQ(asked.sampling.seed, kPoisonedSeed) << finish.status;
+    EXPECT_EQ(reference.reason, FinishReason::kError) << finish.status;
+    EXPECT_TRUE(whole);
   } else {
     EXPECT_EQ(finish.status.code(), absl::StatusCode::kResourceExhausted);
     EXPECT_GT(static_cast<int>(asked.prompt.size()) +

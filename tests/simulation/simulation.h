@@ -16,6 +16,8 @@ namespace binarymos {
 // What a client saw of one sample.
 struct SampleSeen {
   std::vector<TokenId> tokens;
+  std::vector<PositionLogprobs> logprobs;         // of `tokens`
+  std::vector<PositionLogprobs> prompt_logprobs;  // before the first token
   std::optional<Finish> finish;
 };
 
@@ -31,12 +33,14 @@ struct ClientSeen {
   MonotonicTime next_read{};
   std::optional<int> left;    // the turn that it asked to be aborted before
   std::vector<bool> stopped;  // by sample: asked for StopAt
+  std::vector<bool> stopped_ahead;  // by sample: before it had as many tokens
 };
 
 // Runs a scenario to its end and reports as test failures whatever must never
 // be, after every call of the scheduler:
 // - a request, sample without exactly one end, or with tokens after it;
-// - tokens that differ from what the model gives to the request alone;
+// - tokens or log-probabilities that differ from what the model gives to the
+//   request alone, or tokens past a stop that was known before;
 // - blocks or slots that are leaked, freed twice, shared by mistake, or taken
 //   from a step in flight; reference counts that do not equal owners;
 // - plans past the budget, or that do not continue their sequences;
@@ -83,8 +87,11 @@ class Simulation {
   void CheckQueue();
   void CheckIdle();
   void CheckEnd(size_t client, int sample);
+  void CheckLogprobs(const Request& request, int sample,
+                     const SampleSeen& seen);
   void CheckDeadline(size_t client, MonotonicTime end);
-  void CheckError(const Request& request, const Finish& finish);
+  void CheckError(const Request& request, const Finish& finish,
+                  const ReferenceOutput& reference, bool whole);
 
   const Request& request(size_t client) const {
     return *scenario_.clients[client].request;
