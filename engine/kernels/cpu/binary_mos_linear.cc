@@ -129,13 +129,16 @@ void RunTile(const BinaryMosLayer& layer, const BinaryMosKernels& kernels,
       for (int e = 0; e < layer.num_experts; ++e) gate_sums[e] += g[e];
     }
   }
-  // Tasks of several strips read memory in long runs; about eight per thread
-  // keep the threads busy to the end.
+  // At least four tasks per thread keep the threads busy to the end. With one
+  // token the strips of a task follow each other, which reads memory in order.
   const int64_t strips = CeilDiv(layer.num_blocks, kStripBlocks);
-  const int64_t grain =
-      std::max<int64_t>(1, strips / (int64_t{8} * pool.num_threads()));
+  const int64_t grain = std::clamp<int64_t>(
+      strips / (int64_t{4} * pool.num_threads()), 1, kTaskStrips);
   pool.ParallelFor(strips, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) kernels.multiply(layer, tile, s);
+    if (tile.tokens > 1) return kernels.multiply(layer, tile, begin, end);
+    for (int64_t s = begin; s < end; ++s) {
+      kernels.multiply(layer, tile, s, s + 1);
+    }
   });
 }
 

@@ -107,7 +107,7 @@ inline __m256i LoadIndex(const uint8_t* signs, int half) {
 
 // One slice of one token for kVectors times 32 rows of a block. `signs` are
 // packed signs or, if kExpanded, ExpandNibbles of them.
-template <int kDigits, int kVectors, bool kExpanded>
+template <int kDigits, int kVectors, bool kExpanded, bool kWide>
 inline void AddRows(const uint8_t* signs, const BinaryMosSlice& slice,
                     const uint8_t* table, float* sums) {
   // Pairs whose digits fit a byte together: 4 * 63 for three digits.
@@ -128,7 +128,13 @@ inline void AddRows(const uint8_t* signs, const BinaryMosSlice& slice,
         for (int d = 0; d < kDigits; ++d) {
           const __m256i value = _mm256_shuffle_epi8(
               BroadcastTable(t + (half * kDigits + d) * 16), index);
-          bytes[d] = half == 0 ? value : _mm256_add_epi8(bytes[d], value);
+          if (half == 0) {
+            bytes[d] = value;
+          } else if (kWide && d + 1 == kDigits) {
+            digits[v][d].Add(value);
+          } else {
+            bytes[d] = _mm256_add_epi8(bytes[d], value);
+          }
         }
       }
       for (int d = 0; d < kDigits; ++d) digits[v][d].Add(bytes[d]);
@@ -161,33 +167,33 @@ inline void AddStrip(const uint8_t* signs, int blocks,
     return;
   }
   for (int b = 0; b < blocks; ++b, signs += kBytes, sums += kBlockRows) {
-    if (slice.digits == 2) {
-      AddRows<2, 2, kExpanded>(signs, slice, table, sums);
+    if (slice.digits == 3) {
+      AddRows<3, 1, kExpanded, false>(signs, slice, table, sums);
+      AddRows<3, 1, kExpanded, false>(signs + kVectorRows, slice, table,
+                                      sums + kVectorRows);
+    } else if (slice.wide) {
+      AddRows<2, 2, kExpanded, true>(signs, slice, table, sums);
     } else {
-      AddRows<3, 1, kExpanded>(signs, slice, table, sums);
-      AddRows<3, 1, kExpanded>(signs + kVectorRows, slice, table,
-                               sums + kVectorRows);
+      AddRows<2, 2, kExpanded, false>(signs, slice, table, sums);
     }
   }
 }
 
-// Shuffles: of four words, entry i takes word j where bit j of i is set, and
-// zero elsewhere.
-struct Take {
-  constexpr Take() {
-    for (int j = 0; j < 4; ++j) {
-      for (int i = 0; i < 16; ++i) {
-        const bool set = (i >> j & 1) != 0;
-        bytes[j][2 * i] = static_cast<uint8_t>(set ? 2 * j : 0x80);
-        bytes[j][2 * i + 1] = static_cast<uint8_t>(set ? 2 * j + 1 : 0x80);
-      }
+struct Avx2Core {
+  static void Quantize(const float u[kSliceInputs], float inverse,
+                       int16_t q[kSliceInputs]) {
+    const __m256 factor = _mm256_set1_ps(inverse);
+    const auto eight = [&](int i) {
+      return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_load_ps(u + i), factor));
+    };
+    for (int i = 0; i < kSliceInputs; i += 16) {
+      StoreVector(
+          _mm256_permute4x64_epi64(_mm256_packs_epi32(eight(i), eight(i + 8)),
+                                   _MM_SHUFFLE(3, 1, 2, 0)),
+          q + i);
     }
   }
-  alignas(32) uint8_t bytes[4][32] = {};
-};
-constexpr Take kTake;
 
-struct Avx2Core {
   static void GroupSums(const int16_t q[kSliceInputs],
                         int32_t neg[kSliceGroups], int32_t abs[kSliceGroups]) {
     const __m256i ones = _mm256_set1_epi16(1);
@@ -212,10 +218,30 @@ struct Avx2Core {
   static void BuildTable(const int16_t q[kSliceInputs],
                          const int32_t neg[kSliceGroups], int digits,
                          uint8_t table[kTableBytes]) {
-    if (digits == 2) {
-      BuildTwoDigits(q, neg, table);
-    } else {
-      BuildThreeDigits(q, neg, table);
+    // The bits of the entries in pairs: 0 to 3 and 8 to 11 of a table in one
+    // vector, 4 to 7 and 12 to 15 in the other, so that packing the two gives
+    // words in order.
+    const __m256i bits01 = _mm256_setr_epi32(0, 1, 1 << 16, 1 << 16 | 1, 0, 1,
+                                             1 << 16, 1 << 16 | 1);
+    const __m256i bits23_front =
+        _mm256_setr_epi32(0, 0, 0, 0, 1 << 16, 1 << 16, 1 << 16, 1 << 16);
+    const __m256i bits23_back =
+        _mm256_or_si256(bits23_front, _mm256_set1_epi32(1));
+    for (int i = 0; i < kSliceGroups; ++i, q += 4) {
+      const __m256i q23 = BroadcastTwo(q + 2);
+      const __m256i t01 =
+          _mm256_add_epi32(_mm256_set1_epi32(neg[i]),
+                           _mm256_madd_epi16(BroadcastTwo(q), bits01));
+      const __m256i front =
+          _mm256_add_epi32(t01, _mm256_madd_epi16(q23, bits23_front));
+      const __m256i back =
+          _mm256_add_epi32(t01, _mm256_madd_epi16(q23, bits23_back));
+      if (digits == 2) {
+        StoreTwoDigits(_mm256_packus_epi32(front, back), table);
+      } else {
+        StoreThreeDigits(front, back, table);
+      }
+      table += 16 * digits;
     }
   }
 
@@ -234,56 +260,30 @@ struct Avx2Core {
   }
 
  private:
-  // t fits 15 bits here: all 16 entries at once, as words.
-  static void BuildTwoDigits(const int16_t* q, const int32_t* neg,
-                             uint8_t* table) {
-    const __m256i take0 = LoadVector(kTake.bytes[0]);
-    const __m256i take1 = LoadVector(kTake.bytes[1]);
-    const __m256i take2 = LoadVector(kTake.bytes[2]);
-    const __m256i take3 = LoadVector(kTake.bytes[3]);
-    const __m256i mask = _mm256_set1_epi16((1 << kTwoLowBits) - 1);
-    for (int i = 0; i < kSliceGroups; ++i, table += 32) {
-      const __m256i four = _mm256_broadcastq_epi64(
-          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(q + 4 * i)));
-      const __m256i t = _mm256_add_epi16(
-          _mm256_add_epi16(_mm256_set1_epi16(static_cast<int16_t>(neg[i])),
-                           _mm256_shuffle_epi8(four, take0)),
-          _mm256_add_epi16(_mm256_shuffle_epi8(four, take1),
-                           _mm256_add_epi16(_mm256_shuffle_epi8(four, take2),
-                                            _mm256_shuffle_epi8(four, take3))));
-      const __m256i digits = _mm256_packus_epi16(
-          _mm256_and_si256(t, mask), _mm256_srli_epi16(t, kTwoLowBits));
-      StoreVector(_mm256_permute4x64_epi64(digits, _MM_SHUFFLE(3, 1, 2, 0)),
-                  table);
-    }
+  static __m256i BroadcastTwo(const int16_t* q) {
+    int32_t two;
+    __builtin_memcpy(&two, q, sizeof(two));
+    return _mm256_set1_epi32(two);
   }
 
-  // t needs up to 17 bits: entries 0 to 7, and 8 more with q[3] added.
-  static void BuildThreeDigits(const int16_t* q, const int32_t* neg,
-                               uint8_t* table) {
-    const __m256i bit0 = _mm256_setr_epi32(0, -1, 0, -1, 0, -1, 0, -1);
-    const __m256i bit1 = _mm256_setr_epi32(0, 0, -1, -1, 0, 0, -1, -1);
-    const __m256i bit2 = _mm256_setr_epi32(0, 0, 0, 0, -1, -1, -1, -1);
+  static void StoreTwoDigits(__m256i t, uint8_t* table) {
+    const __m256i digits = _mm256_packus_epi16(
+        _mm256_and_si256(t, _mm256_set1_epi16((1 << kTwoLowBits) - 1)),
+        _mm256_srli_epi16(t, kTwoLowBits));
+    StoreVector(_mm256_permute4x64_epi64(digits, _MM_SHUFFLE(3, 1, 2, 0)),
+                table);
+  }
+
+  static void StoreThreeDigits(__m256i front, __m256i back, uint8_t* table) {
     const __m256i mask = _mm256_set1_epi32((1 << kThreeLowBits) - 1);
-    for (int i = 0; i < kSliceGroups; ++i, q += 4) {
-      const __m256i low = _mm256_add_epi32(
-          _mm256_add_epi32(_mm256_set1_epi32(neg[i]),
-                           _mm256_and_si256(_mm256_set1_epi32(q[0]), bit0)),
-          _mm256_add_epi32(_mm256_and_si256(_mm256_set1_epi32(q[1]), bit1),
-                           _mm256_and_si256(_mm256_set1_epi32(q[2]), bit2)));
-      const __m256i high = _mm256_add_epi32(low, _mm256_set1_epi32(q[3]));
-      for (int d = 0; d < 3; ++d, table += 16) {
-        const __m256i digits = _mm256_permute4x64_epi64(
-            _mm256_packus_epi32(
-                _mm256_and_si256(_mm256_srli_epi32(low, d * kThreeLowBits),
-                                 mask),
-                _mm256_and_si256(_mm256_srli_epi32(high, d * kThreeLowBits),
-                                 mask)),
-            _MM_SHUFFLE(3, 1, 2, 0));
-        _mm_store_si128(reinterpret_cast<__m128i*>(table),
-                        _mm_packus_epi16(_mm256_castsi256_si128(digits),
-                                         _mm256_extracti128_si256(digits, 1)));
-      }
+    for (int d = 0; d < 3; ++d, table += 16) {
+      const __m256i digits = _mm256_packus_epi32(_mm256_and_si256(front, mask),
+                                                 _mm256_and_si256(back, mask));
+      _mm_store_si128(reinterpret_cast<__m128i*>(table),
+                      _mm_packus_epi16(_mm256_castsi256_si128(digits),
+                                       _mm256_extracti128_si256(digits, 1)));
+      front = _mm256_srli_epi32(front, kThreeLowBits);
+      back = _mm256_srli_epi32(back, kThreeLowBits);
     }
   }
 };

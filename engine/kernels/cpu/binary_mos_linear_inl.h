@@ -4,6 +4,10 @@
 // binary_mos_linear.cc for RowPosition() only.
 //
 // `Core` is their integer part:
+//   // q = round(u * inverse), ties to even. |u * inverse| rounds to at most
+//   // qmax, because inverse = qmax / max |u| is off by half an ulp only.
+//   static void Quantize(const float u[kSliceInputs], float inverse,
+//                        int16_t q[kSliceInputs]);
 //   // neg[i], abs[i]: sum of max(-q, 0) and of |q| over group i.
 //   static void GroupSums(const int16_t q[kSliceInputs],
 //                         int32_t neg[kSliceGroups],
@@ -28,13 +32,58 @@ namespace binarymos::cpu {
 inline namespace BINARYMOS_CPU_ARCH {
 
 // Where row r of a block stands among the 64 bytes of a pair: in two vectors of
-// 32. Widening takes even and odd bytes of a vector apart and interleaves
-// within halves of 128 bits.
+// 32. Widening interleaves within halves of 128 bits, four bytes of each.
 constexpr int RowPosition(int row) {
   const int eight = row % 32 / 8;  // which vector of eight 32-bit integers
   const int lane = row % 8;
   return row / 32 * 32 + (lane / 4) * 16 + (eight % 2) * 8 + (lane % 4) * 2 +
          eight / 2;
+}
+
+// LoadAt(), or faster if kWhole: all 16 elements are there.
+template <bool kWhole, typename T>
+inline Lanes16 LoadElements(const T* p, int64_t k, int64_t size) {
+  if constexpr (kWhole) return Load(p + k);
+  return LoadAt(p, k, size);
+}
+
+// Adds to sums[i] the Dot() of the slice with expert i, for four experts side
+// by side: they neither wait for each other nor read x four times.
+template <bool kWhole>
+inline void AddSliceDots(const float* x, const uint16_t* gate, int64_t slice,
+                         int64_t in, float sums[4]) {
+  Lanes16 lanes[4] = {Zero(), Zero(), Zero(), Zero()};
+  const int64_t first = slice * kSliceInputs;
+  for (int64_t k = first; k < first + kSliceInputs; k += kLanes) {
+    if (!kWhole && k >= in) break;
+    const Lanes16 value = LoadElements<kWhole>(x, k, in);
+    for (int i = 0; i < 4; ++i) {
+      const Lanes16 weight = LoadElements<kWhole>(gate + i * in, k, in);
+      lanes[i] = Fma(value, weight, lanes[i]);
+    }
+  }
+  float dots[4];
+  ReduceAdd4(lanes, dots);
+  for (int i = 0; i < 4; ++i) sums[i] += dots[i];
+}
+
+// out[i] = GroupedDot(x, gate + i * in, in) for four experts.
+inline void GroupedDot4(const float* x, const uint16_t* gate, int64_t in,
+                        float out[4]) {
+  const int64_t num_slices = (in + kSliceInputs - 1) / kSliceInputs;
+  for (int i = 0; i < 4; ++i) out[i] = 0.0f;
+  for (int group = 0; group < kSumGroups; ++group) {
+    const int64_t end = GroupBegin(group + 1, num_slices);
+    float sums[4] = {};
+    for (int64_t s = GroupBegin(group, num_slices); s < end; ++s) {
+      if ((s + 1) * kSliceInputs <= in) {
+        AddSliceDots<true>(x, gate, s, in, sums);
+      } else {
+        AddSliceDots<false>(x, gate, s, in, sums);
+      }
+    }
+    for (int i = 0; i < 4; ++i) out[i] += sums[i];
+  }
 }
 
 // g[e] for one token: softmax over the experts, in ascending order throughout.
@@ -45,31 +94,36 @@ inline void Gates(const BinaryMosLayer& layer, const float* x, float* g) {
   }
   const int experts = layer.num_experts;
   const int64_t in = layer.in_features;
-  for (int e = 0; e < experts; ++e) {
-    g[e] = GroupedDot(x, layer.gate + e * in, in);
+  int e = 0;
+  for (; e + 4 <= experts; e += 4) {
+    GroupedDot4(x, layer.gate + e * in, in, g + e);
   }
+  for (; e < experts; ++e) g[e] = GroupedDot(x, layer.gate + e * in, in);
   float max = g[0];
-  for (int e = 1; e < experts; ++e) max = g[e] > max ? g[e] : max;
+  for (e = 1; e < experts; ++e) max = g[e] > max ? g[e] : max;
   float sum = 0.0f;
-  for (int e = 0; e < experts; ++e) {
+  for (e = 0; e < experts; ++e) {
     g[e] = Exp(g[e] - max);
     sum += g[e];
   }
-  for (int e = 0; e < experts; ++e) g[e] = g[e] / sum;
+  for (e = 0; e < experts; ++e) g[e] = g[e] / sum;
 }
 
 // 16 elements from k of sum over e of g[e] * scale[e], scale: [E, size] f16.
+template <bool kWhole>
 inline Lanes16 MixedScale(const float* g, int experts, const uint16_t* scale,
                           int64_t k, int64_t size) {
   Lanes16 sum = Zero();
   for (int e = 0; e < experts; ++e) {
-    sum = Fma(Set1(g[e]), LoadAt(scale + e * size, k, size), sum);
+    const Lanes16 each = LoadElements<kWhole>(scale + e * size, k, size);
+    sum = Fma(Set1(g[e]), each, sum);
   }
   return sum;
 }
 
 // u = x ⊙ s_in for the inputs of one slice, zeros where there is no input.
 // Returns max |u|, or NaN if an element is not finite.
+template <bool kWhole>
 inline float ScaleInputs(const BinaryMosLayer& layer, const float* x,
                          const float* g, int64_t slice, float u[kSliceInputs]) {
   const int64_t first = slice * kSliceInputs;
@@ -78,9 +132,10 @@ inline float ScaleInputs(const BinaryMosLayer& layer, const float* x,
   Lanes16 finite = Zero();  // 0, or NaN after an infinity or NaN
   for (int i = 0; i < kSliceInputs; i += kLanes) {
     Lanes16 value = Zero();
-    if (const int64_t k = first + i; k < in) {
-      value = Mul(LoadAt(x, k, in),
-                  MixedScale(g, layer.num_experts, layer.in_scale, k, in));
+    if (const int64_t k = first + i; kWhole || k < in) {
+      value =
+          Mul(LoadElements<kWhole>(x, k, in),
+              MixedScale<kWhole>(g, layer.num_experts, layer.in_scale, k, in));
     }
     max = Max(Abs(value), max);
     finite = Fma(value, Zero(), finite);
@@ -89,47 +144,39 @@ inline float ScaleInputs(const BinaryMosLayer& layer, const float* x,
   return ReduceMax(max) + ReduceAdd(finite);
 }
 
-// q = round(u * inverse), ties to even. |u * inverse| rounds to at most qmax,
-// because inverse = qmax / max |u| is off by half an ulp only: no clamp.
-inline void Quantize(const float u[kSliceInputs], float inverse,
-                     int16_t q[kSliceInputs]) {
-  // Adding it leaves the integer in the low bits, in two's complement.
-  const Lanes16 magic = Set1(0x1.8p23f);
-  for (int i = 0; i < kSliceInputs; i += kLanes) {
-    float rounded[kLanes];
-    Store(Add(Mul(Load(u + i), Set1(inverse)), magic), rounded);
-    for (int j = 0; j < kLanes; ++j) {
-      q[i + j] = static_cast<int16_t>(
-          static_cast<uint16_t>(__builtin_bit_cast(uint32_t, rounded[j])));
-    }
-  }
-}
-
 template <typename Core>
 BinaryMosSlice PrepareSlice(const BinaryMosLayer& layer, const float* x,
                             const float* g, int64_t slice, float qmax,
                             uint8_t* table) {
   alignas(64) float u[kSliceInputs];
   alignas(64) int16_t q[kSliceInputs];
-  const float max = ScaleInputs(layer, x, g, slice, u);
-  if (max < 0x1p-100f) return {.scale = 0.0f, .sum_abs = 0, .digits = 0};
-  if (max != max) return {.scale = max, .sum_abs = 0, .digits = 0};
-  Quantize(u, qmax / max, q);
+  const bool whole = (slice + 1) * kSliceInputs <= layer.in_features;
+  const float max = whole ? ScaleInputs<true>(layer, x, g, slice, u)
+                          : ScaleInputs<false>(layer, x, g, slice, u);
+  if (max < 0x1p-100f) return {.scale = 0.0f};
+  if (max != max) return {.scale = max};
+  Core::Quantize(u, qmax / max, q);
 
   alignas(64) int32_t neg[kSliceGroups];
   alignas(64) int32_t abs[kSliceGroups];
   Core::GroupSums(q, neg, abs);
   int32_t sum_abs = 0;
+  int32_t max_group = 0;
   int32_t max_pair = 0;
   for (int i = 0; i < kSliceGroups; i += 2) {
     const int32_t pair = abs[i] + abs[i + 1];
     sum_abs += pair;
     max_pair = pair > max_pair ? pair : max_pair;
+    max_group = abs[i] > max_group ? abs[i] : max_group;
+    max_group = abs[i + 1] > max_group ? abs[i + 1] : max_group;
   }
-  // Then the upper digits of a pair's two groups add up to a byte at most.
-  const int digits = max_pair < (256 << kTwoLowBits) ? 2 : 3;
+  constexpr int32_t kTwoDigits = 256 << kTwoLowBits;
+  const int digits = max_group < kTwoDigits ? 2 : 3;
   Core::BuildTable(q, neg, digits, table);
-  return {.scale = max / qmax, .sum_abs = sum_abs, .digits = digits};
+  return {.scale = max / qmax,
+          .sum_abs = sum_abs,
+          .digits = digits,
+          .wide = max_pair >= kTwoDigits};
 }
 
 template <typename Core>
@@ -156,7 +203,7 @@ inline void StoreRows(const BinaryMosLayer& layer, const BinaryMosTile& tile,
   const float* g = tile.gates + token * kMaxBinaryMosExperts;
   float* y = tile.y + token * out;
   const Lanes16 scale =
-      MixedScale(g, layer.num_experts, layer.out_scale, row, out);
+      MixedScale<false>(g, layer.num_experts, layer.out_scale, row, out);
   Lanes16 value = layer.bias == nullptr
                       ? Mul(Load(sums), scale)
                       : Fma(Load(sums), scale, LoadAt(layer.bias, row, out));
@@ -166,42 +213,54 @@ inline void StoreRows(const BinaryMosLayer& layer, const BinaryMosTile& tile,
 
 template <typename Core>
 void Multiply(const BinaryMosLayer& layer, const BinaryMosTile& tile,
-              int64_t strip) {
+              int64_t begin, int64_t end) {
   const int64_t num_slices = layer.num_slices;
-  const int64_t first_block = strip * kStripBlocks;
-  const int64_t left = layer.num_blocks - first_block;
-  const int blocks =
-      static_cast<int>(left < kStripBlocks ? left : kStripBlocks);
-  const uint8_t* sign = layer.sign + first_block * num_slices * kBlockBytes;
+  const int strips = static_cast<int>(end - begin);
+  int blocks[kTaskStrips];
+  const uint8_t* sign[kTaskStrips];
+  for (int i = 0; i < strips; ++i) {
+    const int64_t first_block = (begin + i) * kStripBlocks;
+    const int64_t left = layer.num_blocks - first_block;
+    blocks[i] = static_cast<int>(left < kStripBlocks ? left : kStripBlocks);
+    sign[i] = layer.sign + first_block * num_slices * kBlockBytes;
+  }
 
-  alignas(64) float totals[kTileTokens][kStripRows];
-  alignas(64) float sums[kTileTokens][kStripRows];
-  for (int64_t t = 0; t < tile.tokens; ++t) {
-    for (int r = 0; r < kStripRows; ++r) totals[t][r] = 0.0f;
+  alignas(64) float totals[kTaskStrips][kTileTokens][kStripRows];
+  alignas(64) float sums[kTaskStrips][kTileTokens][kStripRows];
+  for (int i = 0; i < strips; ++i) {
+    for (int64_t t = 0; t < tile.tokens; ++t) {
+      for (int r = 0; r < kStripRows; ++r) totals[i][t][r] = sums[i][t][r] = 0;
+    }
   }
   for (int group = 0; group < kSumGroups; ++group) {
-    const int64_t begin = GroupBegin(group, num_slices);
-    const int64_t end = GroupBegin(group + 1, num_slices);
-    if (begin == end) continue;
-    for (int64_t t = 0; t < tile.tokens; ++t) {
-      for (int r = 0; r < kStripRows; ++r) sums[t][r] = 0.0f;
+    const int64_t first = GroupBegin(group, num_slices);
+    const int64_t last = GroupBegin(group + 1, num_slices);
+    if (first == last) continue;
+    for (int64_t s = first; s < last; ++s) {
+      for (int i = 0; i < strips; ++i) {
+        Core::AddSlice(sign[i], blocks[i], tile.slices + s * tile.tokens,
+                       tile.tables + s * tile.tokens * kTableBytes, tile.tokens,
+                       sums[i]);
+        sign[i] += blocks[i] * kBlockBytes;
+      }
     }
-    for (int64_t s = begin; s < end; ++s) {
-      Core::AddSlice(sign, blocks, tile.slices + s * tile.tokens,
-                     tile.tables + s * tile.tokens * kTableBytes, tile.tokens,
-                     sums);
-      sign += blocks * kBlockBytes;
-    }
-    for (int64_t t = 0; t < tile.tokens; ++t) {
-      for (int r = 0; r < kStripRows; ++r) totals[t][r] += sums[t][r];
+    for (int i = 0; i < strips; ++i) {
+      for (int64_t t = 0; t < tile.tokens; ++t) {
+        for (int r = 0; r < kStripRows; ++r) {
+          totals[i][t][r] += sums[i][t][r];
+          sums[i][t][r] = 0.0f;
+        }
+      }
     }
   }
 
-  const int64_t first_row = strip * kStripRows;
-  for (int64_t t = 0; t < tile.tokens; ++t) {
-    for (int r = 0; r < kStripRows; r += kLanes) {
-      if (first_row + r >= layer.out_features) break;
-      StoreRows(layer, tile, t, first_row + r, totals[t] + r);
+  for (int i = 0; i < strips; ++i) {
+    const int64_t first_row = (begin + i) * kStripRows;
+    for (int64_t t = 0; t < tile.tokens; ++t) {
+      for (int r = 0; r < kStripRows; r += kLanes) {
+        if (first_row + r >= layer.out_features) break;
+        StoreRows(layer, tile, t, first_row + r, totals[i][t] + r);
+      }
     }
   }
 }

@@ -4,10 +4,11 @@
 // Lookup. A pair is eight inputs, two groups of four. For a group q0..q3 the
 // nibble n of signs selects ±q0±q1±q2±q3 = 2 t(n) - (|q0|+|q1|+|q2|+|q3|),
 // where t(n) >= 0 is the sum of the |q| whose sign bit agrees with q's sign.
-// t(n) is kept as bytes: its low kTwoLowBits and the rest (two digits), or,
-// where the rest of two groups could overflow a byte, 6 + 6 + rest (three
-// digits, as always with 16 bits). A slice's sum is 2 * sum of t - sum of |q|:
-// exact, so the number of digits, tiles and the order of adding do not matter.
+// t(n) is kept as bytes: its low kTwoLowBits and the rest (two digits), or, if
+// the rest could overflow a byte, 6 + 6 + rest (three digits, as large values
+// of 16 bits need). A digit of a pair's two groups together fits a byte too,
+// save the last of two digits in a wide slice. A slice's sum is 2 * sum of t -
+// sum of |q|: exact, so digits, tiles and the order of adding do not matter.
 //
 // Signs. Rows are padded to blocks of 64; two blocks are a strip (the last
 // strip may have one). In memory:
@@ -37,12 +38,15 @@ inline constexpr int kMaxDigits = 3;
 inline constexpr int kTableBytes = kSliceGroups * kMaxDigits * 16;
 // Tokens that share one pass over the weights.
 inline constexpr int kTileTokens = 32;
+// Strips that share one pass over the tables.
+inline constexpr int kTaskStrips = 4;
 
 // One slice of one token, its table aside.
 struct BinaryMosSlice {
-  float scale;      // m / qmax; 0: nothing to add; NaN: not finite
-  int32_t sum_abs;  // of q
-  int32_t digits;   // 2 or 3
+  float scale = 0.0f;   // m / qmax; 0: nothing to add; NaN: not finite
+  int32_t sum_abs = 0;  // of q
+  int32_t digits = 0;   // 2 or 3; 0: no table
+  bool wide = false;    // a pair's sum of |q| takes more than 15 bits
 };
 
 // The tile of tokens in work. Everything lies in the workspace.
@@ -63,9 +67,11 @@ struct BinaryMosKernels {
   // waiting for another; the one with begin == 0 stores them.
   void (*prepare)(const BinaryMosLayer& layer, const BinaryMosTile& tile,
                   int64_t token, int64_t begin, int64_t end);
-  // y of all tokens of the tile, for the rows of one strip.
+  // y of all tokens of the tile, for the rows of strips [begin, end), at most
+  // kTaskStrips of them. They take turns at each slice, so that its tables are
+  // read from a near cache by all but the first.
   void (*multiply)(const BinaryMosLayer& layer, const BinaryMosTile& tile,
-                   int64_t strip);
+                   int64_t begin, int64_t end);
 };
 
 const BinaryMosKernels& PortableBinaryMosKernels();

@@ -4,6 +4,17 @@ namespace binarymos::cpu {
 namespace {
 
 struct PortableCore {
+  static void Quantize(const float u[kSliceInputs], float inverse,
+                       int16_t q[kSliceInputs]) {
+    // Adding it leaves the integer in the low bits, in two's complement.
+    constexpr float kMagic = 0x1.8p23f;
+    for (int i = 0; i < kSliceInputs; ++i) {
+      const float rounded = u[i] * inverse + kMagic;
+      q[i] = static_cast<int16_t>(
+          static_cast<uint16_t>(__builtin_bit_cast(uint32_t, rounded)));
+    }
+  }
+
   static void GroupSums(const int16_t q[kSliceInputs],
                         int32_t neg[kSliceGroups], int32_t abs[kSliceGroups]) {
     for (int i = 0; i < kSliceGroups; ++i) {
