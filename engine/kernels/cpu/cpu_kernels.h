@@ -12,6 +12,9 @@ inline constexpr int kKvPage = 16;
 inline constexpr int kAttentionTile = 64;
 inline constexpr int kAttentionSplit = 256;
 
+// Output features that a Float16 linear computes at a time.
+inline constexpr int kFloat16TileOuts = 32;
+
 // Some consecutive output features of y = x Wᵀ + bias.
 struct Float16LinearTile {
   const float* x = nullptr;  // [rows, in]
@@ -19,9 +22,9 @@ struct Float16LinearTile {
   int64_t in = 0;
   const uint16_t* weight = nullptr;  // [outs, in] f16
   const uint16_t* bias = nullptr;    // [outs] f16 or null
-  int64_t outs = 0;
-  bool accumulate = false;  // y += ... instead of y = ...
-  float* y = nullptr;       // [rows, outs], rows y_stride apart
+  int64_t outs = 0;                  // at most kFloat16TileOuts
+  bool accumulate = false;           // y += ... instead of y = ...
+  float* y = nullptr;                // [rows, outs], rows y_stride apart
   int64_t y_stride = 0;
 };
 

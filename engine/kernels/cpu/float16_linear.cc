@@ -5,8 +5,7 @@
 namespace binarymos::cpu {
 
 void Float16Linear(const CpuContext& context, const Float16LinearCall& call) {
-  // A tile's weights stay in the second-level cache while the rows pass.
-  constexpr int64_t kTile = 16;
+  constexpr int64_t kTile = kFloat16TileOuts;
   const int64_t tiles = (call.out + kTile - 1) / kTile;
   const int64_t cost = kTile * (call.in / 16 + 1) * call.rows;
   context.pool.ParallelFor(

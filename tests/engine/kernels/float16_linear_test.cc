@@ -63,9 +63,9 @@ class Float16LinearTest : public KernelPathTest {};
 // times a partial sum; bias and accumulation add one each, of numbers that are
 // at most Magnitude + 5.
 TEST_P(Float16LinearTest, IsNearTheReference) {
-  const LinearCase cases[] = {{1, 1, 1},    {1, 16, 4},  {3, 40, 17},
-                              {4, 64, 33},  {9, 250, 5}, {2, 4096, 7},
-                              {6, 1000, 16}};
+  const LinearCase cases[] = {{1, 1, 1},     {1, 16, 4},    {3, 40, 17},
+                              {4, 64, 33},   {9, 250, 5},   {2, 4096, 7},
+                              {6, 1000, 16}, {37, 2100, 34}};
   for (const LinearCase& c : cases) {
     for (const bool accumulate : {false, true}) {
       for (const bool bias : {false, true}) {
@@ -89,6 +89,19 @@ TEST_P(Float16LinearTest, ThreadsDoNotChangeABit) {
   const auto one = c.Run(kernels(), 1);
   for (int threads = 2; threads <= 8; ++threads) {
     EXPECT_TRUE(SameBits(c.Run(kernels(), threads), one)) << threads;
+  }
+}
+
+// Rows beyond a block of them, inputs beyond a block of those.
+TEST_P(Float16LinearTest, ALargeBatchGivesTheBitsOfItsRows) {
+  const LinearCase c(39, 2052, 33);
+  const auto all = c.Run(kernels(), 2);
+  for (const int64_t r : {0, 3, 4, 31, 32, 35, 36, 38}) {
+    LinearCase alone(1, c.in, c.out);
+    alone.x.assign(c.x.begin() + r * c.in, c.x.begin() + (r + 1) * c.in);
+    const std::vector<float> in_batch(all.begin() + r * c.out,
+                                      all.begin() + (r + 1) * c.out);
+    EXPECT_TRUE(SameBits(alone.Run(kernels(), 1), in_batch)) << r;
   }
 }
 
