@@ -86,7 +86,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // For people: "cpu (avx2, 2 threads)".
+  // For people: "cpu (avx2, 2 threads)"; "cpu (avx512 and avx2, 2 threads)",
+  // binary linears first, where they run on another instruction set.
   virtual std::string description() const = 0;
   // Why it is not the backend that somebody might expect; empty as a rule.
   const std::string& note() const { return note_; }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -26,6 +27,22 @@ constexpr std::chrono::microseconds kSpin{50};
 constexpr std::chrono::microseconds kNoSpin{0};
 
 static_assert(kBlockSize == cpu::kKvPage);
+
+// "auto" takes the first that the CPU has.
+constexpr cpu::BinaryMosPath kPaths[] = {
+    cpu::BinaryMosPath::kAvx512, cpu::BinaryMosPath::kAvx2,
+    cpu::BinaryMosPath::kNeon, cpu::BinaryMosPath::kPortable};
+
+const char* Lacks(cpu::BinaryMosPath path) {
+  switch (path) {
+    case cpu::BinaryMosPath::kAvx512:
+      return "AVX-512 (F, BW, VL and DQ)";
+    case cpu::BinaryMosPath::kAvx2:
+      return "AVX2, FMA or F16C";
+    default:
+      return Name(path);
+  }
+}
 
 class CpuFloat16Linear : public PackedLinear {
  public:
@@ -88,18 +105,27 @@ bool IsF16(const KvLayer& kv) {
 
 absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
     const BackendOptions& options) {
-  const std::string& kernels = options.cpu_kernels;
-  if (kernels != "auto" && kernels != "avx2" && kernels != "portable") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cpu_kernels is \"", kernels,
-                     "\"; it must be auto, avx2, portable or reference"));
+  const std::string& name = options.cpu_kernels;
+  std::optional<cpu::BinaryMosPath> path;
+  for (const cpu::BinaryMosPath each : kPaths) {
+    if (name == "auto" ? cpu::Supports(each) : name == cpu::Name(each)) {
+      path = each;
+      break;
+    }
   }
-  const cpu::CpuKernels* avx2 = cpu::Avx2Kernels();
-  if (kernels == "avx2" && avx2 == nullptr) {
-    return absl::UnavailableError(
-        "cpu_kernels=avx2, but this CPU lacks AVX2, FMA or F16C; use auto");
+  if (!path.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "cpu_kernels is \"", name,
+        "\"; it must be auto, avx512, avx2, neon, portable or reference"));
   }
-  const bool use_avx2 = avx2 != nullptr && kernels != "portable";
+  if (!cpu::Supports(*path)) {
+    return absl::UnavailableError(absl::StrCat("cpu_kernels=", name,
+                                               ", but this CPU lacks ",
+                                               Lacks(*path), "; use auto"));
+  }
+  // What has no AVX-512 code of its own takes that for AVX2.
+  const bool use_avx2 = *path == cpu::BinaryMosPath::kAvx2 ||
+                        *path == cpu::BinaryMosPath::kAvx512;
   const int usable_cpus = UsableCpus();
   const int num_threads =
       options.num_threads > 0 ? options.num_threads : usable_cpus;
@@ -108,9 +134,8 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
       .threads = {.num_threads = num_threads,
                   .spin = num_threads <= usable_cpus ? kSpin : kNoSpin,
                   .pin = options.cpu_pin},
-      .kernels = use_avx2 ? avx2 : &cpu::PortableKernels(),
-      .binary_mos =
-          use_avx2 ? cpu::BinaryMosPath::kAvx2 : cpu::BinaryMosPath::kPortable,
+      .kernels = use_avx2 ? cpu::Avx2Kernels() : &cpu::PortableKernels(),
+      .binary_mos = *path,
       .activation_bits = options.activation_bits > 0 ? options.activation_bits
                                                      : kDefaultActivationBits});
 }
@@ -122,7 +147,11 @@ CpuBackend::CpuBackend(const CpuBackendOptions& options)
 
 std::string CpuBackend::description() const {
   const int threads = pool_.num_threads();
-  return absl::StrCat("cpu (", options_.kernels->name, ", ", threads,
+  std::string kernels = options_.kernels->name;
+  if (const char* linears = Name(options_.binary_mos); kernels != linears) {
+    kernels = absl::StrCat(linears, " and ", kernels);
+  }
+  return absl::StrCat("cpu (", kernels, ", ", threads,
                       threads == 1 ? " thread" : " threads",
                       options_.threads.pin ? ", pinned)" : ")");
 }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "engine/core/check.h"
 #include "engine/kernels/cpu/binary_mos_linear_inl.h"
+#include "engine/kernels/cpu/cpu_features.h"
 
 namespace binarymos::cpu {
 namespace {
@@ -88,11 +89,20 @@ const uint16_t* CopyHalves(const ConstTensorView& view, Carver& carver) {
 }
 
 const BinaryMosKernels& KernelsFor(BinaryMosPath path) {
+  BINARYMOS_CHECK(Supports(path)) << Name(path);
+  switch (path) {
 #if defined(__x86_64__)
-  if (path == BinaryMosPath::kAvx2) return Avx2BinaryMosKernels();
+    case BinaryMosPath::kAvx2:
+      return Avx2BinaryMosKernels();
+    case BinaryMosPath::kAvx512:
+      return Avx512BinaryMosKernels();
+#elif defined(__aarch64__)
+    case BinaryMosPath::kNeon:
+      return NeonBinaryMosKernels();
 #endif
-  BINARYMOS_CHECK(path == BinaryMosPath::kPortable) << "no AVX2 here";
-  return PortableBinaryMosKernels();
+    default:
+      return PortableBinaryMosKernels();
+  }
 }
 
 // The tile's arrays for `tokens` tokens.
@@ -143,6 +153,38 @@ void RunTile(const BinaryMosLayer& layer, const BinaryMosKernels& kernels,
 }
 
 }  // namespace
+
+const char* Name(BinaryMosPath path) {
+  switch (path) {
+    case BinaryMosPath::kPortable:
+      return "portable";
+    case BinaryMosPath::kAvx2:
+      return "avx2";
+    case BinaryMosPath::kAvx512:
+      return "avx512";
+    case BinaryMosPath::kNeon:
+      return "neon";
+  }
+  return "unknown";
+}
+
+bool Supports(BinaryMosPath path) {
+  switch (path) {
+    case BinaryMosPath::kPortable:
+      return true;
+    case BinaryMosPath::kAvx2:
+      return SupportsAvx2();
+    case BinaryMosPath::kAvx512:
+      return SupportsAvx512();
+    case BinaryMosPath::kNeon:
+#if defined(__aarch64__)
+      return true;
+#else
+      return false;
+#endif
+  }
+  return false;
+}
 
 absl::StatusOr<PackedBinaryMos> PackedBinaryMos::Pack(
     const BinaryMosTensors& tensors, ThreadPool* pool) {

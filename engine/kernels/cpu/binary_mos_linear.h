@@ -32,8 +32,12 @@
 
 namespace binarymos::cpu {
 
-// Instruction set. Both give the same bits. kAvx2 REQUIRES SupportsAvx2().
-enum class BinaryMosPath { kPortable, kAvx2 };
+// Instruction set. All give the same bits.
+enum class BinaryMosPath { kPortable, kAvx2, kAvx512, kNeon };
+
+const char* Name(BinaryMosPath path);  // "portable", "avx2", "avx512", "neon"
+// Whether `path` was built in and this CPU can run it.
+bool Supports(BinaryMosPath path);
 
 // One layer as it stands in the model directory, host memory of any alignment.
 // Row-major bits: bit i of byte j is weight 8j + i, 1 means +1.
@@ -93,7 +97,7 @@ struct BinaryMosCall {
   bool accumulate = false;     // y += ... instead of y = ...
   float* gate_sums = nullptr;  // [E] or null: g, summed over rows, is added
   int activation_bits = 14;    // 8, 12, 14 or 16
-  BinaryMosPath path = BinaryMosPath::kPortable;
+  BinaryMosPath path = BinaryMosPath::kPortable;  // one that is supported
 };
 
 // A row of y depends, bit for bit, only on its row of x, the layer and

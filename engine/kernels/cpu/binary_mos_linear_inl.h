@@ -1,7 +1,6 @@
-// What the two instruction sets share of the binary linear, written once
-// against Lanes16 and compiled twice (canonical_math.h). Included by
-// binary_mos_linear_portable.cc and binary_mos_linear_avx2.cc, and by
-// binary_mos_linear.cc for RowPosition() only.
+// What the instruction sets share of the binary linear, written once against
+// Lanes16 and compiled for each (canonical_math.h). Included by the .cc files
+// named after them, and by binary_mos_linear.cc for RowPosition() only.
 //
 // `Core` is their integer part:
 //   // q = round(u * inverse), ties to even. |u * inverse| rounds to at most

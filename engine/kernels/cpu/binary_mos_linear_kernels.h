@@ -1,4 +1,4 @@
-// Between binary_mos_linear.cc, which hands out the work, and its two
+// Between binary_mos_linear.cc, which hands out the work, and its
 // instruction sets. Nobody else includes this.
 //
 // Lookup. A pair is eight inputs, two groups of four. For a group q0..q3 the
@@ -75,6 +75,8 @@ struct BinaryMosKernels {
 };
 
 const BinaryMosKernels& PortableBinaryMosKernels();
-const BinaryMosKernels& Avx2BinaryMosKernels();  // on x86-64 only
+const BinaryMosKernels& Avx2BinaryMosKernels();    // on x86-64 only
+const BinaryMosKernels& Avx512BinaryMosKernels();  // on x86-64 only
+const BinaryMosKernels& NeonBinaryMosKernels();    // on AArch64 only
 
 }  // namespace binarymos::cpu

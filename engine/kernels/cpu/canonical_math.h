@@ -3,9 +3,10 @@
 //
 // A kernel is written once against Lanes16 and compiled twice: for the
 // baseline instruction set (namespace `portable`) and, in files named
-// *_avx2.cc that get -mavx2 -mfma -mf16c, for AVX2 (namespace `avx2`). Every
-// operation here gives the same bits in both, except that the payload of a NaN
-// may differ.
+// *_avx2.cc that get -mavx2 -mfma -mf16c, for AVX2 (namespace `avx2`). Files
+// named *_avx512.cc use the AVX2 code, in a namespace of their own because the
+// compiler may put AVX-512 into it. Every operation here gives the same bits
+// everywhere, except that the payload of a NaN may differ.
 //
 // Lane i of a long sum holds elements i, i + 16, i + 32, ...; a tail is read as
 // if zeros followed it (the Partial loads), so there is no other code path.
@@ -21,7 +22,11 @@
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define BINARYMOS_CPU_AVX2 1
+#if defined(__AVX512F__)
+#define BINARYMOS_CPU_ARCH avx512
+#else
 #define BINARYMOS_CPU_ARCH avx2
+#endif
 #include <immintrin.h>
 #else
 #define BINARYMOS_CPU_AVX2 0

@@ -19,4 +19,15 @@ bool SupportsAvx2() {
 #endif
 }
 
+bool SupportsAvx512() {
+#if defined(__x86_64__)
+  return SupportsAvx2() && __builtin_cpu_supports("avx512f") &&
+         __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+
 }  // namespace binarymos::cpu

@@ -7,4 +7,8 @@ namespace binarymos::cpu {
 // three and the operating system saves the registers.
 bool SupportsAvx2();
 
+// Whether code compiled with the flags above and -mavx512f -mavx512bw
+// -mavx512vl -mavx512dq runs here.
+bool SupportsAvx512();
+
 }  // namespace binarymos::cpu

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "engine/kernels/cpu/cpu_kernels.h"
+#include "engine/kernels/cpu/binary_mos_linear.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -98,17 +98,30 @@ TEST(BackendFactoryTest, TheCpuSaysThatItsThreadsArePinned) {
 TEST(BackendFactoryTest, TheCpuDescribesItsBestKernels) {
   const auto backend = CreateBackend({.device = "cpu", .num_threads = 1});
   ASSERT_TRUE(backend.ok()) << backend.status();
-  EXPECT_EQ((*backend)->description(), cpu::Avx2Kernels() != nullptr
-                                           ? "cpu (avx2, 1 thread)"
-                                           : "cpu (portable, 1 thread)");
+  const char* expected = "cpu (portable, 1 thread)";
+  if (cpu::Supports(cpu::BinaryMosPath::kAvx512)) {
+    expected = "cpu (avx512 and avx2, 1 thread)";
+  } else if (cpu::Supports(cpu::BinaryMosPath::kAvx2)) {
+    expected = "cpu (avx2, 1 thread)";
+  } else if (cpu::Supports(cpu::BinaryMosPath::kNeon)) {
+    expected = "cpu (neon and portable, 1 thread)";
+  }
+  EXPECT_EQ((*backend)->description(), expected);
 }
 
-TEST(BackendFactoryTest, Avx2IsUnavailableWhereItCannotRun) {
-  const auto backend = CreateBackend({.device = "cpu", .cpu_kernels = "avx2"});
-  if (cpu::Avx2Kernels() == nullptr) {
-    EXPECT_TRUE(absl::IsUnavailable(backend.status()));
-  } else {
-    EXPECT_THAT((*backend)->description(), HasSubstr("avx2"));
+TEST(BackendFactoryTest, KernelsAreUnavailableWhereTheyCannotRun) {
+  for (const cpu::BinaryMosPath path :
+       {cpu::BinaryMosPath::kPortable, cpu::BinaryMosPath::kAvx2,
+        cpu::BinaryMosPath::kAvx512, cpu::BinaryMosPath::kNeon}) {
+    const std::string name = cpu::Name(path);
+    SCOPED_TRACE(name);
+    const auto backend = CreateBackend({.device = "cpu", .cpu_kernels = name});
+    if (cpu::Supports(path)) {
+      ASSERT_TRUE(backend.ok()) << backend.status();
+      EXPECT_THAT((*backend)->description(), HasSubstr("cpu (" + name));
+    } else {
+      EXPECT_TRUE(absl::IsUnavailable(backend.status())) << backend.status();
+    }
   }
 }
 

@@ -13,7 +13,6 @@
 
 #include "engine/core/float16.h"
 #include "engine/core/thread_pool.h"
-#include "engine/kernels/cpu/cpu_features.h"
 #include "engine/kernels/reference/binary_mos_linear.h"
 
 namespace binarymos {
@@ -163,12 +162,12 @@ double RelativeError(const std::vector<float>& actual,
   return std::sqrt(error / norm);
 }
 
-// One body for both instruction sets.
+// One body for every instruction set.
 class BinaryMosLinearTest : public testing::TestWithParam<BinaryMosPath> {
  protected:
   void SetUp() override {
-    if (GetParam() == BinaryMosPath::kAvx2 && !cpu::SupportsAvx2()) {
-      GTEST_SKIP() << "this CPU has no AVX2, FMA and F16C";
+    if (!cpu::Supports(GetParam())) {
+      GTEST_SKIP() << "this CPU or build has no " << cpu::Name(GetParam());
     }
   }
 
@@ -178,13 +177,14 @@ class BinaryMosLinearTest : public testing::TestWithParam<BinaryMosPath> {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(
-    Paths, BinaryMosLinearTest,
-    testing::Values(BinaryMosPath::kPortable, BinaryMosPath::kAvx2),
-    [](const auto& test_info) {
-      return std::string(test_info.param == BinaryMosPath::kAvx2 ? "Avx2"
-                                                                 : "Portable");
-    });
+INSTANTIATE_TEST_SUITE_P(Paths, BinaryMosLinearTest,
+                         testing::Values(BinaryMosPath::kPortable,
+                                         BinaryMosPath::kAvx2,
+                                         BinaryMosPath::kAvx512,
+                                         BinaryMosPath::kNeon),
+                         [](const auto& test_info) {
+                           return std::string(cpu::Name(test_info.param));
+                         });
 
 TEST_P(BinaryMosLinearTest, EveryShapeMatchesTheQuantizedReferenceBitForBit) {
   for (const int64_t in : {8, 24, 256, 264, 1000, 4096}) {
