@@ -12,7 +12,7 @@ ARG CUDA_DIR=/usr/local/cuda-12.6
 FROM ${DEBIAN_IMAGE} AS build-cpu
 WORKDIR /src
 COPY scripts/install_deps.sh scripts/
-RUN scripts/install_deps.sh
+RUN scripts/install_deps.sh --build
 COPY . .
 RUN cmake --preset cpu -DBINARYMOS_BUILD_TESTS=OFF \
     && cmake --build build/cpu --target binarymos \

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that building and testing need, if any is
 # missing. Quiet and quick when there is nothing to do. Root, or a user who may
-# sudo. `--runtime` installs only what the built program loads.
+# sudo. `--build` leaves out what only tests and training need, `--runtime`
+# installs only what the built program loads.
 set -euo pipefail
 
 build_packages=(
@@ -10,10 +11,12 @@ build_packages=(
   protobuf-compiler-grpc
   # Libraries, and what their CMake files ask for in turn.
   libabsl-dev libbenchmark-dev libc-ares-dev libcivetweb-dev libcli11-dev
-  libcurl4-openssl-dev libfmt-dev libgmock-dev libgrpc++-dev libgtest-dev
-  libprotobuf-dev libre2-dev libsentencepiece-dev libspdlog-dev
-  libssl-dev libtomlplusplus-dev nlohmann-json3-dev prometheus-cpp-dev
-  zlib1g-dev
+  libcurl4-openssl-dev libfmt-dev libgrpc++-dev libprotobuf-dev libre2-dev
+  libsentencepiece-dev libspdlog-dev libssl-dev libtomlplusplus-dev
+  nlohmann-json3-dev prometheus-cpp-dev zlib1g-dev
+)
+test_packages=(
+  libgmock-dev libgtest-dev
   # The end-to-end test, and the scripts.
   ca-certificates curl procps python3 python3-grpcio python3-protobuf
   # Training and its tests. Without the second, PyTorch is 20 times slower.
@@ -25,13 +28,15 @@ runtime_packages=(
   libsentencepiece0 libspdlog1.10 libssl3 libtomlplusplus3 zlib1g
 )
 
-packages=("${build_packages[@]}")
-if [[ "${1:-}" == --runtime ]]; then
-  packages=("${runtime_packages[@]}")
-elif (($# > 0)); then
-  echo "usage: $0 [--runtime]" >&2
-  exit 2
-fi
+case "$*" in
+  "") packages=("${build_packages[@]}" "${test_packages[@]}") ;;
+  --build) packages=("${build_packages[@]}") ;;
+  --runtime) packages=("${runtime_packages[@]}") ;;
+  *)
+    echo "usage: $0 [--build | --runtime]" >&2
+    exit 2
+    ;;
+esac
 
 is_installed() {
   [[ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" \
