@@ -262,21 +262,37 @@ TEST_P(BinaryMosLinearTest, LargestSumsMatchTheQuantizedReference) {
   }
 }
 
+// Every batch size, with two of the numbers of threads.
 TEST_P(BinaryMosLinearTest, RowDoesNotDependOnBatchOrThreads) {
-  const Layer layer({.in = 1000, .out = 200, .bias = true});
+  const Layer layer({.in = 520, .out = 200, .bias = true});
   const cpu::PackedBinaryMos packed = layer.Pack();
+  const std::vector<float> all = RandomInputs(64 * 520);
   for (const int bits : {14, 16}) {
-    const std::vector<float> all = RandomInputs(64 * 1000);
     const std::vector<float> expected = Quantized(layer, all, bits);
-    for (const int64_t rows : {1, 2, 3, 7, 8, 9, 16, 17, 33, 64}) {
-      for (int threads = 1; threads <= 8; ++threads) {
+    for (int64_t rows = 1; rows <= 64; rows += bits == 14 ? 1 : 9) {
+      for (const int64_t threads : {1 + rows % 8, 1 + (rows + rows / 8) % 8}) {
         SCOPED_TRACE(testing::Message() << bits << " bits, " << rows
                                         << " rows, " << threads << " threads");
-        const std::vector<float> x(all.begin(), all.begin() + rows * 1000);
+        const std::vector<float> x(all.begin(), all.begin() + rows * 520);
         ExpectSameBits(
-            Apply(packed, x, With({.bits = bits, .threads = threads})),
+            Apply(packed, x,
+                  With({.bits = bits, .threads = static_cast<int>(threads)})),
             {expected.begin(), expected.begin() + rows * 200});
       }
+    }
+  }
+}
+
+// More strips than one task takes, and a last task and strip that are smaller.
+TEST_P(BinaryMosLinearTest, ManyStripsMatchTheQuantizedReference) {
+  const Layer layer({.in = 776, .out = 2100});
+  const cpu::PackedBinaryMos packed = layer.Pack();
+  for (const int64_t rows : {1, 2, 9}) {
+    const std::vector<float> x = RandomInputs(rows * 776);
+    const std::vector<float> expected = Quantized(layer, x);
+    for (const int threads : {1, 2, 5}) {
+      SCOPED_TRACE(testing::Message() << rows << " rows, " << threads);
+      ExpectSameBits(Apply(packed, x, With({.threads = threads})), expected);
     }
   }
 }
