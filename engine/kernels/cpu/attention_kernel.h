@@ -7,8 +7,9 @@
 // Tiles and splits lie at absolute positions, scores after the query's own
 // position count as -inf, and Σ p[j] v[j] runs over ascending j: a query's
 // arithmetic is the same whatever other queries are in the block. The block
-// shares one conversion of each tile to f32; a single query converts as it
-// reads. Included only where a CpuKernels table is built.
+// shares one conversion of each tile to f32, and four queries what is read of
+// it; a single query converts as it reads. Included only where a CpuKernels
+// table is built.
 #pragma once
 
 #include <cstdint>
@@ -83,12 +84,10 @@ inline void ScoreTile(const KvTile<T>& tile, const float* q, float scale,
   }
 }
 
-// Adds one tile to `state`, see AttentionStateSize.
-template <typename T>
-inline void AddTile(const KvTile<T>& tile, const float* q, float scale,
-                    int num_positions, int64_t head_dim, float* state) {
-  float p[kAttentionTile];
-  ScoreTile(tile, q, scale, num_positions, head_dim, p);
+// Turns the scores of a tile into weights and enters their largest and their
+// sum in `state`, see AttentionStateSize. Returns what its values are to be
+// multiplied with.
+inline float AddWeights(float p[kAttentionTile], float* state) {
   Lanes16 largest = Load(p);
   for (int i = 1; i < kTileVectors; ++i) {
     largest = Max(largest, Load(p + i * kLanes));
@@ -103,6 +102,16 @@ inline void AddTile(const KvTile<T>& tile, const float* q, float scale,
   }
   state[0] = max;
   state[1] = Fma(state[1], correction, ReduceAdd(sum));
+  return correction;
+}
+
+// Adds one tile to `state`.
+template <typename T>
+inline void AddTile(const KvTile<T>& tile, const float* q, float scale,
+                    int num_positions, int64_t head_dim, float* state) {
+  float p[kAttentionTile];
+  ScoreTile(tile, q, scale, num_positions, head_dim, p);
+  const float correction = AddWeights(p, state);
   float* acc = state + 2;
   int64_t d = 0;
   for (; d + 4 * kLanes <= head_dim; d += 4 * kLanes) {
@@ -110,6 +119,104 @@ inline void AddTile(const KvTile<T>& tile, const float* q, float scale,
   }
   for (; d < head_dim; d += kLanes) {
     AddValues<1>(tile, p, num_positions, d, head_dim, correction, acc);
+  }
+}
+
+// Four query rows that share what is read of a tile.
+struct QueryFour {
+  const float* q[kDotBlock];
+  int visible[kDotBlock];  // positions of the tile, at least one
+  float* state[kDotBlock];
+};
+
+// scores[i][j] = (q[i] · key j) * scale, j in [0, num_positions)
+inline void ScoreTileOfFour(const KvTile<float>& tile, const QueryFour& rows,
+                            float scale, int num_positions, int64_t head_dim,
+                            float scores[kDotBlock][kAttentionTile]) {
+  const float* q0 = rows.q[0];
+  const float* q1 = rows.q[1];
+  const float* q2 = rows.q[2];
+  const float* q3 = rows.q[3];
+  for (int j = 0; j < num_positions; ++j) {
+    const float* key = tile.keys[j / kKvPage] + (j % kKvPage) * head_dim;
+    Lanes16 sums[kDotBlock] = {Zero(), Zero(), Zero(), Zero()};
+    int64_t d = 0;
+    for (; d + kLanes <= head_dim; d += kLanes) {
+      const Lanes16 shared = Load(key + d);
+      sums[0] = Fma(Load(q0 + d), shared, sums[0]);
+      sums[1] = Fma(Load(q1 + d), shared, sums[1]);
+      sums[2] = Fma(Load(q2 + d), shared, sums[2]);
+      sums[3] = Fma(Load(q3 + d), shared, sums[3]);
+    }
+    if (d < head_dim) {
+      const Lanes16 shared = LoadPartial(key + d, head_dim - d);
+      for (int i = 0; i < kDotBlock; ++i) {
+        sums[i] =
+            Fma(LoadPartial(rows.q[i] + d, head_dim - d), shared, sums[i]);
+      }
+    }
+    float four[kDotBlock];
+    ReduceAdd4(sums, four);
+    for (int i = 0; i < kDotBlock; ++i) scores[i][j] = four[i] * scale;
+  }
+}
+
+// The values of 16 dimensions from d on: of `least` positions for all four,
+// then of what each sees beyond them. kWhole: all 16 are in the head.
+template <bool kWhole>
+inline void AddValuesToFour(const KvTile<float>& tile, const QueryFour& rows,
+                            const float p[kDotBlock][kAttentionTile],
+                            const float correction[kDotBlock], int least,
+                            int64_t d, int64_t head_dim) {
+  constexpr int kVectors = kWhole ? 2 : 1;  // as of LoadOfHead
+  Lanes16 sums[kDotBlock];
+  for (int i = 0; i < kDotBlock; ++i) {
+    sums[i] = Mul(LoadOfHead<kVectors>(rows.state[i] + 2, d, head_dim),
+                  Set1(correction[i]));
+  }
+  for (int j = 0; j < least; ++j) {
+    const Lanes16 value = LoadOfHead<kVectors>(
+        tile.values[j / kKvPage] + (j % kKvPage) * head_dim, d, head_dim);
+    for (int i = 0; i < kDotBlock; ++i) {
+      sums[i] = Fma(Set1(p[i][j]), value, sums[i]);
+    }
+  }
+  for (int i = 0; i < kDotBlock; ++i) {
+    Lanes16 sum = sums[i];
+    for (int j = least; j < rows.visible[i]; ++j) {
+      const Lanes16 value = LoadOfHead<kVectors>(
+          tile.values[j / kKvPage] + (j % kKvPage) * head_dim, d, head_dim);
+      sum = Fma(Set1(p[i][j]), value, sum);
+    }
+    StoreAt(sum, rows.state[i] + 2, d, head_dim);
+  }
+}
+
+// As AddTile for each of the four, with the same bits: a row's sums run over
+// the same elements in the same order.
+inline void AddTileToFour(const KvTile<float>& tile, const QueryFour& rows,
+                          float scale, int64_t head_dim) {
+  int least = rows.visible[0];
+  int most = rows.visible[0];
+  for (const int visible : rows.visible) {
+    least = visible < least ? visible : least;
+    most = visible > most ? visible : most;
+  }
+  float p[kDotBlock][kAttentionTile];
+  ScoreTileOfFour(tile, rows, scale, most, head_dim, p);
+  float correction[kDotBlock];
+  for (int i = 0; i < kDotBlock; ++i) {
+    for (int j = rows.visible[i]; j < kAttentionTile; ++j) {
+      p[i][j] = -Infinity();
+    }
+    correction[i] = AddWeights(p[i], rows.state[i]);
+  }
+  int64_t d = 0;
+  for (; d + kLanes <= head_dim; d += kLanes) {
+    AddValuesToFour<true>(tile, rows, p, correction, least, d, head_dim);
+  }
+  if (d < head_dim) {
+    AddValuesToFour<false>(tile, rows, p, correction, least, d, head_dim);
   }
 }
 
@@ -150,19 +257,47 @@ inline KvTile<float> Convert(const KvTile<uint16_t>& tile, int num_positions,
   return converted;
 }
 
+// The query rows of a task, (token, head of the group), token-major, and how
+// many positions of the tile at `start` each sees.
+struct QueryRows {
+  const AttentionSplitTask& task;
+  int start;
+
+  int count() const { return task.num_tokens * task.group; }
+  const float* q(int row) const {
+    return task.q + row / task.group * task.q_stride +
+           int64_t{row % task.group} * task.head_dim;
+  }
+  int visible(int row) const {
+    const int left = task.positions[row / task.group] + 1 - start;
+    return left < kAttentionTile ? left : kAttentionTile;
+  }
+  float* state(int row) const {
+    return task.states + row * AttentionStateSize(task.head_dim);
+  }
+};
+
 // Adds the tile at `start` to every query row that sees some of it.
 template <typename T>
 inline void AddTileToBlock(const AttentionSplitTask& task, int start,
                            const KvTile<T>& tile) {
-  const int64_t state_size = AttentionStateSize(task.head_dim);
-  for (int t = 0; t < task.num_tokens; ++t) {
-    const int visible = task.positions[t] + 1 - start;
-    if (visible <= 0) continue;
-    for (int g = 0; g < task.group; ++g) {
-      AddTile(tile, task.q + t * task.q_stride + g * task.head_dim, task.scale,
-              visible < kAttentionTile ? visible : kAttentionTile,
-              task.head_dim, task.states + (t * task.group + g) * state_size);
+  const QueryRows rows{task, start};
+  int row = 0;
+  while (row < rows.count() && rows.visible(row) <= 0) ++row;
+  if constexpr (sizeof(T) == sizeof(float)) {
+    for (; row + kDotBlock <= rows.count(); row += kDotBlock) {
+      QueryFour four;
+      for (int i = 0; i < kDotBlock; ++i) {
+        four.q[i] = rows.q(row + i);
+        four.visible[i] = rows.visible(row + i);
+        four.state[i] = rows.state(row + i);
+      }
+      AddTileToFour(tile, four, task.scale, task.head_dim);
     }
+  }
+  for (; row < rows.count(); ++row) {
+    AddTile(tile, rows.q(row), task.scale, rows.visible(row), task.head_dim,
+            rows.state(row));
   }
 }
 
