@@ -102,6 +102,10 @@ void AddEngineFlags(CLI::App& perplexity, EngineOptions& engine) {
                   "8, 12, 14 or 16; 0: 14 on CPU, 16 on CUDA")
       ->capture_default_str();
   perplexity
+      .add_option("--lm-head", engine.lm_head,
+                  "f16; or int8: half of its bytes, not exact, not on CUDA")
+      ->capture_default_str();
+  perplexity
       .add_option("--max-model-len", engine.max_model_len,
                   "For models with rotation scaling; 0: the model's")
       ->capture_default_str();

@@ -27,6 +27,9 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
   table.AddInt(
       {group, "activation-bits", "8, 12, 14 or 16; 0: 14 on CPU, 16 on CUDA"},
       &engine.activation_bits);
+  table.AddText({group, "lm-head",
+                 "f16; or int8: half of its bytes, not exact, not on CUDA"},
+                &engine.lm_head);
   table.AddNumber({group, "gpu-memory-utilization",
                    "Part of a CUDA device's memory to fill"},
                   &engine.gpu_memory_utilization);

@@ -45,6 +45,10 @@ absl::Status ValidateOptions(const EngineOptions& options) {
     return absl::InvalidArgumentError(
         "--model is empty; name a model directory");
   }
+  if (options.lm_head != "f16" && options.lm_head != "int8") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--lm-head is \"", options.lm_head, "\"; it must be f16 or int8"));
+  }
   const absl::Status checks[] = {
       CheckRange("--threads", options.num_threads, 0, kMaxThreads),
       CheckRange("--max-num-seqs", options.max_num_seqs, 1, kMaxNumSeqs),
@@ -299,10 +303,17 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
   if (!backend.ok()) return backend.status();
   backend_ = *std::move(backend);
 
+  const LinearKind head =
+      options.lm_head == "int8" ? LinearKind::kInt8 : LinearKind::kFloat16;
+  if (!backend_->Supports(head)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--lm-head is int8, which ", backend_->description(),
+                     " does not compute; use f16"));
+  }
   const absl::StatusOr<Checkpoint> checkpoint =
       Checkpoint::Open(options.model_dir);
   if (!checkpoint.ok()) return checkpoint.status();
-  return LlamaWeights::Load(*checkpoint, config_, *backend_);
+  return LlamaWeights::Load(*checkpoint, config_, *backend_, head);
 }
 
 absl::Status LlamaEngine::Allocate(const EngineOptions& options,

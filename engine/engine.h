@@ -23,6 +23,8 @@ struct EngineOptions {
   bool cpu_pin = false;
   std::string cpu_kernels = "auto";
   int activation_bits = 0;
+  // "f16", or "int8": half the memory and time, not exact. Not on CUDA.
+  std::string lm_head = "f16";
   double gpu_memory_utilization = 0.9;
   bool cuda_graphs = true;
   bool cuda_clusters = true;

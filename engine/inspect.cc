@@ -235,6 +235,11 @@ absl::StatusOr<ModelInspection> InspectModel(const std::string& model_dir) {
   constexpr int64_t kBytesPerElement = 2;
   inspection.kv_bytes_per_token =
       kBytesPerElement * 2 * config->num_layers * config->kv_size();
+  inspection.head_bytes =
+      kBytesPerElement * config->vocab_size * config->hidden_size;
+  constexpr int64_t kScaleBytes = 4;  // of a row
+  inspection.int8_head_bytes =
+      config->vocab_size * (config->hidden_size + kScaleBytes);
   inspection.problem =
       std::string(CheckWeights(*checkpoint, *config).message());
   return inspection;
@@ -277,6 +282,9 @@ std::string ToText(const ModelInspection& inspection, bool with_tensors) {
                         inspection.bits_per_weight_without_scales);
   absl::StrAppendFormat(&text, "%-28s %s\n", "KV cache per token (f16)",
                         HumanBytes(inspection.kv_bytes_per_token));
+  absl::StrAppendFormat(&text, "%-28s %s, or %s in int8 (--lm-head)\n",
+                        "lm_head in memory", HumanBytes(inspection.head_bytes),
+                        HumanBytes(inspection.int8_head_bytes));
   if (!inspection.problem.empty()) {
     absl::StrAppend(&text, "\nThis model cannot be loaded: ",
                     Printable(inspection.problem), "\n");
@@ -310,6 +318,8 @@ std::string ToJson(const ModelInspection& inspection, bool with_tensors) {
       absl::StrFormat("\"bits_per_weight_without_scales\": %.6f",
                       inspection.bits_per_weight_without_scales),
       absl::StrCat("\"kv_bytes_per_token\": ", inspection.kv_bytes_per_token),
+      absl::StrCat("\"head_bytes\": ", inspection.head_bytes),
+      absl::StrCat("\"int8_head_bytes\": ", inspection.int8_head_bytes),
       "\"problem\": " + JsonString(inspection.problem)};
   if (with_tensors) {
     std::vector<std::string> tensors;

@@ -40,6 +40,9 @@ struct ModelInspection {
   // The sign (or 16-bit weight) tensors alone.
   double bits_per_weight_without_scales = 0;
   int64_t kv_bytes_per_token = 0;  // f16
+  // Of lm_head in 16 bits, and with --lm-head=int8 before padding.
+  int64_t head_bytes = 0;
+  int64_t int8_head_bytes = 0;
   // Why the model cannot be loaded: a tensor that is missing, superfluous or
   // not as the configuration says. Empty if it can.
   std::string problem;

@@ -93,13 +93,19 @@ class Backend {
   const std::string& note() const { return note_; }
   void set_note(std::string note) { note_ = std::move(note); }
 
+  // Whether Pack takes such layers.
+  virtual bool Supports(LinearKind kind) const {
+    return kind != LinearKind::kInt8;
+  }
+
   // --- Memory --------------------------------------------------------------
 
   // Zeroed device memory. RESOURCE_EXHAUSTED if there is none.
   virtual absl::StatusOr<Tensor> Allocate(DType dtype, Shape shape) = 0;
   // A copy on the device of a host tensor.
   virtual absl::StatusOr<Tensor> Upload(const ConstTensorView& host) = 0;
-  // Repacks a linear layer; `tensors` is not needed afterwards.
+  // Repacks a linear layer; `tensors` is not needed afterwards. UNIMPLEMENTED
+  // for a kind that is not supported.
   virtual absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(
       const LinearTensors& tensors) = 0;
   // Bytes that can still be allocated: free device memory, or what the host

@@ -80,6 +80,20 @@ class CpuBinaryMosLinear : public PackedLinear {
   cpu::PackedBinaryMos packed_;
 };
 
+class CpuInt8Linear : public PackedLinear {
+ public:
+  explicit CpuInt8Linear(cpu::PackedInt8 packed)
+      : PackedLinear(LinearKind::kInt8, packed.in_features(),
+                     packed.out_features(), 0),
+        packed_(std::move(packed)) {}
+
+  size_t bytes() const override { return packed_.bytes(); }
+  const cpu::PackedInt8& packed() const { return packed_; }
+
+ private:
+  cpu::PackedInt8 packed_;
+};
+
 const CpuFloat16Linear& AsFloat16(const PackedLinear& linear) {
   BINARYMOS_CHECK(linear.kind() == LinearKind::kFloat16);
   return static_cast<const CpuFloat16Linear&>(linear);
@@ -88,6 +102,11 @@ const CpuFloat16Linear& AsFloat16(const PackedLinear& linear) {
 const CpuBinaryMosLinear& AsBinaryMos(const PackedLinear& linear) {
   BINARYMOS_CHECK(linear.kind() == LinearKind::kBinaryMos);
   return static_cast<const CpuBinaryMosLinear&>(linear);
+}
+
+const CpuInt8Linear& AsInt8(const PackedLinear& linear) {
+  BINARYMOS_CHECK(linear.kind() == LinearKind::kInt8);
+  return static_cast<const CpuInt8Linear&>(linear);
 }
 
 const uint16_t* Halves(const ConstTensorView& tensor) {
@@ -163,6 +182,8 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::Pack(
       return PackFloat16(tensors);
     case LinearKind::kBinaryMos:
       return PackBinaryMos(tensors);
+    case LinearKind::kInt8:
+      return PackInt8(tensors);
   }
   return absl::InternalError("unknown kind of linear layer");
 }
@@ -178,6 +199,16 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::PackFloat16(
   if (!bias.ok()) return bias.status();
   return std::make_unique<CpuFloat16Linear>(tensors, *std::move(weight),
                                             *std::move(bias));
+}
+
+absl::StatusOr<std::unique_ptr<PackedLinear>> CpuBackend::PackInt8(
+    const LinearTensors& tensors) {
+  BINARYMOS_CHECK(!tensors.bias) << "an Int8 linear has no bias";
+  absl::StatusOr<cpu::PackedInt8> packed =
+      cpu::PackedInt8::Pack(tensors.weight, pool_);
+  if (!packed.ok()) return packed.status();
+  int8_workspace_.Reserve(packed->num_slices());
+  return std::make_unique<CpuInt8Linear>(*std::move(packed));
 }
 
 void CpuBackend::CopyInParallel(const ConstTensorView& from,
@@ -253,6 +284,15 @@ void CpuBackend::Linear(const PackedLinear& linear, const ConstTensorView& x,
                                .rows = rows,
                                .accumulate = output == Output::kAccumulate,
                                .y = Floats(y)});
+  }
+  if (linear.kind() == LinearKind::kInt8) {
+    BINARYMOS_CHECK(output == Output::kStore) << "of an Int8 linear";
+    return cpu::Int8Linear(context(), AsInt8(linear).packed(),
+                           {.x = Floats(x),
+                            .rows = rows,
+                            .activation_bits = options_.activation_bits,
+                            .y = Floats(y)},
+                           int8_workspace_);
   }
   if (rows > reserved_rows_) {
     if (absl::Status status = ReserveRows(rows); !status.ok()) {

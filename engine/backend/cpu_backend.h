@@ -11,6 +11,7 @@
 #include "engine/kernels/cpu/attention.h"
 #include "engine/kernels/cpu/binary_mos_linear.h"
 #include "engine/kernels/cpu/cpu_kernels.h"
+#include "engine/kernels/cpu/int8_linear.h"
 #include "engine/kernels/cpu/parallel.h"
 
 namespace binarymos {
@@ -34,6 +35,7 @@ class CpuBackend : public HostBackend {
   explicit CpuBackend(const CpuBackendOptions& options);
 
   std::string description() const override;
+  bool Supports(LinearKind /*kind*/) const override { return true; }
   absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(
       const LinearTensors& tensors) override;
   absl::Status Reserve(int max_tokens, int max_logit_rows) override;
@@ -60,6 +62,8 @@ class CpuBackend : public HostBackend {
       const LinearTensors& tensors);
   absl::StatusOr<std::unique_ptr<PackedLinear>> PackBinaryMos(
       const LinearTensors& tensors);
+  absl::StatusOr<std::unique_ptr<PackedLinear>> PackInt8(
+      const LinearTensors& tensors);
   // A part for each thread, so that the memory lies near all of them.
   void CopyInParallel(const ConstTensorView& from, const TensorView& to);
   // Makes room in the workspace for the widest layer packed so far.
@@ -69,6 +73,7 @@ class CpuBackend : public HostBackend {
   ThreadPool pool_;
   cpu::CpuAttention attention_;
   cpu::BinaryMosWorkspace workspace_;
+  cpu::Int8Workspace int8_workspace_;
   int64_t reserved_rows_ = 0;
   int64_t max_in_features_ = 0;  // of the binary layers
 };

@@ -240,6 +240,8 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::Pack(
       return PackFloat16(tensors);
     case LinearKind::kBinaryMos:
       return PackBinaryMos(tensors);
+    case LinearKind::kInt8:
+      return absl::UnimplementedError("CUDA has no linears of 8 bits");
   }
   return absl::InternalError("unknown kind of linear layer");
 }

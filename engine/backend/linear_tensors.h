@@ -10,6 +10,9 @@ namespace binarymos {
 enum class LinearKind : uint8_t {
   kFloat16,    // y = x Wᵀ + bias
   kBinaryMos,  // y = ((x ⊙ s_in) sign(W)ᵀ) ⊙ s_out + bias, DESIGN section 1
+  // y = x Wᵀ, W rounded to 8 bits with a scale per row when it is packed. Only
+  // where Backend::Supports says so.
+  kInt8,
 };
 
 // Host views into the mapped checkpoint, valid during Backend::Pack. Shapes
@@ -20,7 +23,7 @@ struct LinearTensors {
   int64_t out_features = 0;
   int num_experts = 1;
 
-  // kFloat16
+  // kFloat16, kInt8
   ConstTensorView weight;  // [out, in] f16
 
   // kBinaryMos. Row-major bits: bit i of byte j is weight 8j + i, 1 means +1.

@@ -11,6 +11,7 @@
 #include "engine/kernels/reference/binary_mos_linear.h"
 #include "engine/kernels/reference/embed.h"
 #include "engine/kernels/reference/float16_linear.h"
+#include "engine/kernels/reference/int8_linear.h"
 #include "engine/kernels/reference/rms_norm.h"
 #include "engine/kernels/reference/rope.h"
 #include "engine/kernels/reference/swiglu.h"
@@ -106,6 +107,9 @@ void ReferenceBackend::Linear(const PackedLinear& linear,
   std::vector<double> result;
   if (tensors.kind == LinearKind::kFloat16) {
     result = reference::Float16Linear(x, tensors.weight, tensors.bias);
+  } else if (tensors.kind == LinearKind::kInt8) {
+    BINARYMOS_CHECK(!tensors.bias);
+    result = reference::Int8Linear(x, tensors.weight);
   } else {
     reference::BinaryMosResult mos =
         reference::BinaryMosLinear({.sign = tensors.sign,

@@ -15,6 +15,7 @@ namespace binarymos {
 class ReferenceBackend : public HostBackend {
  public:
   std::string description() const override { return "cpu (reference)"; }
+  bool Supports(LinearKind /*kind*/) const override { return true; }
   absl::StatusOr<std::unique_ptr<PackedLinear>> Pack(
       const LinearTensors& tensors) override;
   absl::Status Reserve(int max_tokens, int max_logit_rows) override;

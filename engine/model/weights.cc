@@ -303,7 +303,8 @@ std::array<BlockLinear, 7> BlockLinears(const LlamaConfig& config) {
 
 absl::StatusOr<LlamaWeights> LlamaWeights::Load(const Checkpoint& checkpoint,
                                                 const LlamaConfig& config,
-                                                Backend& backend) {
+                                                Backend& backend,
+                                                LinearKind head) {
   Collector collector(checkpoint);
   const ModelTensors tensors = Collect(config, collector);
   if (!collector.status().ok()) return collector.status();
@@ -318,8 +319,11 @@ absl::StatusOr<LlamaWeights> LlamaWeights::Load(const Checkpoint& checkpoint,
     weights.layers.push_back(PackLayer(config, i, tensors.layers[i], packer));
   }
   weights.final_norm = packer.Vector("model.norm", tensors.final_norm);
-  if (!config.tie_word_embeddings) {
-    weights.lm_head = packer.Linear("lm_head", tensors.lm_head);
+  LinearTensors lm_head =
+      config.tie_word_embeddings ? tensors.embed_tokens : tensors.lm_head;
+  lm_head.kind = head;
+  if (!config.tie_word_embeddings || head != LinearKind::kFloat16) {
+    weights.lm_head = packer.Linear("lm_head", lm_head);
   }
   if (!packer.status().ok()) return packer.status();
   weights.num_parameters = collector.num_parameters();

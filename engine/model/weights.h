@@ -46,7 +46,7 @@ struct LlamaWeights {
   std::unique_ptr<PackedLinear> embed_tokens;  // [vocab, hidden], Float16
   std::vector<LlamaLayerWeights> layers;
   Tensor final_norm;                      // [hidden] f16, device
-  std::unique_ptr<PackedLinear> lm_head;  // null if tied to embed_tokens
+  std::unique_ptr<PackedLinear> lm_head;  // null: embed_tokens is used
 
   // Elements of all tensors; a sign counts as one.
   int64_t num_parameters = 0;
@@ -67,9 +67,9 @@ struct LlamaWeights {
   // has another dtype or shape; RESOURCE_EXHAUSTED, with the arithmetic, if the
   // tensors are larger than the memory that the backend has, and if it runs out
   // of it all the same.
-  static absl::StatusOr<LlamaWeights> Load(const Checkpoint& checkpoint,
-                                           const LlamaConfig& config,
-                                           Backend& backend);
+  static absl::StatusOr<LlamaWeights> Load(
+      const Checkpoint& checkpoint, const LlamaConfig& config, Backend& backend,
+      LinearKind head = LinearKind::kFloat16);
 };
 
 // The checks of LlamaWeights::Load alone, in microseconds: nothing is read but

@@ -101,6 +101,22 @@ TEST_F(EngineTest, ComputesAStep) {
   EXPECT_EQ(tokens[0], tokens[1]);
 }
 
+TEST_F(EngineTest, AnLmHeadOfInt8TakesHalfTheMemory) {
+  SyntheticShape shape = EngineShape();
+  shape.hidden_size = 512;
+  const TestModelDir dir(shape, 1);
+  options_.model_dir = dir.path();
+  const auto exact = Engine::Load(options_);
+  ASSERT_TRUE(exact.ok()) << exact.status();
+  options_.lm_head = "int8";
+  const auto rounded = Engine::Load(options_);
+  ASSERT_TRUE(rounded.ok()) << rounded.status();
+  const int64_t vocab = (*exact)->info().vocab_size;
+  const int64_t padded = (vocab + 15) / 16 * 16;
+  EXPECT_EQ((*exact)->info().weight_bytes - (*rounded)->info().weight_bytes,
+            vocab * 512 * 2 - padded * (512 + 4));
+}
+
 TEST_F(EngineTest, TunesTheBudgetWhereNoneIsGiven) {
   options_.max_num_batched_tokens = 0;
   const auto engine = Engine::Load(options_);
@@ -129,6 +145,7 @@ TEST_F(EngineTest, OptionsOutOfRangeAreNamed) {
       {"--model", [](EngineOptions& o) { o.model_dir = ""; }},
       {"--threads", [](EngineOptions& o) { o.num_threads = -1; }},
       {"--threads", [](EngineOptions& o) { o.num_threads = 5000; }},
+      {"--lm-head", [](EngineOptions& o) { o.lm_head = "int4"; }},
       {"--max-num-seqs", [](EngineOptions& o) { o.max_num_seqs = 0; }},
       {"--max-num-seqs", [](EngineOptions& o) { o.max_num_seqs = 1025; }},
       {"--max-model-len", [](EngineOptions& o) { o.max_model_len = -1; }},

@@ -16,6 +16,9 @@ class ForwardingBackend : public Backend {
       : inner_(std::move(inner)) {}
 
   std::string description() const override { return inner_->description(); }
+  bool Supports(LinearKind kind) const override {
+    return inner_->Supports(kind);
+  }
   absl::StatusOr<Tensor> Allocate(DType dtype, Shape shape) override {
     return inner_->Allocate(dtype, shape);
   }

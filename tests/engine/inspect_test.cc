@@ -51,6 +51,8 @@ TEST_F(InspectTest, AddsUpWhatTheTinyModelHolds) {
   EXPECT_EQ(BytesOf(*inspection, "linear weights"), weights / 8);
   EXPECT_EQ(BytesOf(*inspection, "embeddings"), 512 * 256 * 2);
   EXPECT_EQ(BytesOf(*inspection, "lm_head"), 512 * 256 * 2);
+  EXPECT_EQ(inspection->head_bytes, 512 * 256 * 2);
+  EXPECT_EQ(inspection->int8_head_bytes, 512 * (256 + 4));
   EXPECT_EQ(BytesOf(*inspection, "norms"), 9 * 256 * 2);
   const int64_t gates = 4 * 4 * (4 * 256 + 2 * 256 + 512);
   EXPECT_EQ(BytesOf(*inspection, "router gates"), gates * 2);

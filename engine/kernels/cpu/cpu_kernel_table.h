@@ -5,6 +5,7 @@
 #include "engine/kernels/cpu/attention_kernel.h"
 #include "engine/kernels/cpu/cpu_kernels.h"
 #include "engine/kernels/cpu/float16_linear_kernel.h"
+#include "engine/kernels/cpu/int8_linear_kernel.h"
 #include "engine/kernels/cpu/row_kernels.h"
 
 namespace binarymos::cpu {
@@ -20,6 +21,8 @@ inline constexpr CpuKernels MakeKernelTable(const char* name) {
       .swiglu = SwiGluRow,
       .rotate = RotateHead,
       .float16_linear = RunFloat16Linear,
+      .quantize_row = QuantizeRow,
+      .int8_linear = RunInt8Linear,
       .attend_split = AttendSplit,
       .merge_states = MergeStates,
       .finish_attention = FinishAttention,

@@ -28,6 +28,22 @@ struct Float16LinearTile {
   int64_t y_stride = 0;
 };
 
+// Output features of a block of an Int8 linear.
+inline constexpr int kInt8BlockOuts = 16;
+
+// One block of y = x Wᵀ with W in 8 bits, see int8_linear.h.
+struct Int8LinearTile {
+  const int16_t* q = nullptr;     // [rows, num_slices * 256]
+  const float* scales = nullptr;  // [rows, num_slices]
+  int64_t rows = 0;
+  int64_t num_slices = 0;
+  const int8_t* weight = nullptr;        // [num_slices, 16, 256], aligned to 16
+  const float* weight_scales = nullptr;  // [16]
+  int64_t outs = 0;                      // that are stored
+  float* y = nullptr;                    // [rows, outs], rows y_stride apart
+  int64_t y_stride = 0;
+};
+
 // A block of queries of one sequence against one split of one KV head. A query
 // row is (token, head of the group that shares the KV head), token-major.
 struct AttentionSplitTask {
@@ -76,6 +92,12 @@ struct CpuKernels {
                  int64_t half_dim);
 
   void (*float16_linear)(const Float16LinearTile& tile);
+
+  // One row to integers of at most qmax: q [slices of 256], zeros after the
+  // n-th, and a scale per slice.
+  void (*quantize_row)(const float* x, int64_t n, float qmax, int16_t* q,
+                       float* scales);
+  void (*int8_linear)(const Int8LinearTile& tile);
 
   void (*attend_split)(const AttentionSplitTask& task);
   // Adds the state of the next split to that of the splits before it.

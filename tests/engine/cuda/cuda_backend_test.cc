@@ -77,6 +77,17 @@ class CudaBackendTest : public testing::Test {
   EmulatedDevice device_;
 };
 
+TEST_F(CudaBackendTest, RefusesLinearsOfInt8) {
+  const auto backend = Create();
+  EXPECT_FALSE(backend->Supports(LinearKind::kInt8));
+  EXPECT_TRUE(backend->Supports(LinearKind::kFloat16));
+  const auto weight = RandomHalves(16 * 16, 1);
+  LinearTensors tensors{
+      .kind = LinearKind::kInt8, .in_features = 16, .out_features = 16};
+  tensors.weight = View(weight, {16, 16});
+  EXPECT_TRUE(absl::IsUnimplemented(backend->Pack(tensors).status()));
+}
+
 TEST_F(CudaBackendTest, DescribesItsDevice) {
   EXPECT_EQ(Create()->description(), "cuda:0 (emulated, compute 9.0)");
 }

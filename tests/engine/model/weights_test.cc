@@ -16,14 +16,15 @@ using ::testing::HasSubstr;
 // A model directory, opened.
 class WeightsTest : public ::testing::Test {
  protected:
-  absl::StatusOr<LlamaWeights> Load(const ModelDirectory& model) {
+  absl::StatusOr<LlamaWeights> Load(const ModelDirectory& model,
+                                    LinearKind head = LinearKind::kFloat16) {
     model.WriteTo(dir_);
     auto config = LlamaConfig::Load(dir_.path());
     if (!config.ok()) return config.status();
     auto checkpoint = Checkpoint::Open(dir_.path());
     if (!checkpoint.ok()) return checkpoint.status();
     checkpoint_.emplace(*std::move(checkpoint));
-    return LlamaWeights::Load(*checkpoint_, *config, backend_);
+    return LlamaWeights::Load(*checkpoint_, *config, backend_, head);
   }
 
   static int64_t ElementsOf(const ModelDirectory& model) {
@@ -141,6 +142,20 @@ TEST_F(WeightsTest, TiedModelsPackOneEmbedding) {
   EXPECT_EQ(weights->lm_head, nullptr);
   EXPECT_EQ(&weights->output(), weights->embed_tokens.get());
   EXPECT_EQ(backend_.packed.size(), 8u);
+}
+
+TEST_F(WeightsTest, AnInt8HeadOfATiedModelIsPackedBesideTheEmbedding) {
+  ModelDirectory model;
+  model.config["tie_word_embeddings"] = true;
+  model.Remove("lm_head.weight");
+  const auto weights = Load(model, LinearKind::kInt8);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  ASSERT_NE(weights->lm_head, nullptr);
+  EXPECT_EQ(weights->lm_head->kind(), LinearKind::kInt8);
+  EXPECT_EQ(weights->embed_tokens->kind(), LinearKind::kFloat16);
+  ASSERT_EQ(backend_.packed.size(), 9u);
+  EXPECT_EQ(backend_.packed.back().weight.data,
+            backend_.packed.front().weight.data);
 }
 
 TEST_F(WeightsTest, TiedModelsMayStoreTheSameValuesTwice) {
