@@ -1,7 +1,10 @@
 #include "bench/model_bench.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
+#include <fstream>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -65,20 +68,37 @@ class Batch {
 struct Row {
   int sequences = 1;
   int context = 0;
-  int tokens = 0;    // of a step
-  double bytes = 0;  // that a step reads
-  Summary seconds;
+  int tokens = 0;            // of a step
+  double bytes = 0;          // that a step reads
+  double multiply_adds = 0;  // of a step
+  int steps = 1;             // that one sample holds
+  std::function<absl::Status()> run;
 };
+
+// Kilobytes of a line of /proc/self/smaps_rollup; 0 if there is none.
+int64_t ResidentKilobytes(const std::string& name) {
+  std::ifstream file("/proc/self/smaps_rollup");
+  std::string word;
+  int64_t kilobytes = 0;
+  while (file >> word) {
+    if (word == name + ":") {
+      file >> kilobytes;
+      break;
+    }
+  }
+  return kilobytes;
+}
 
 class Report {
  public:
   static absl::StatusOr<Report> Create(const ModelBenchOptions& options,
                                        const std::string& name,
-                                       const Backend& backend) {
-    const bool on_cuda = absl::StartsWith(backend.description(), "cuda");
-    const auto bandwidth = MeasureBandwidth(options.backend, on_cuda);
+                                       Backend& backend) {
+    Report report(options, backend);
+    report.on_cuda_ = absl::StartsWith(backend.description(), "cuda");
+    const auto bandwidth = MeasureBandwidth(options.backend, report.on_cuda_);
     if (!bandwidth.ok()) return bandwidth.status();
-    Report report(*bandwidth, options.json);
+    report.bandwidth_ = *bandwidth;
     report.document_ = {{"benchmark", name},
                         {"shape", options.shape},
                         {"machine", MachineDescription()},
@@ -87,62 +107,102 @@ class Report {
                         {"rows", nlohmann::json::array()}};
     if (options.json) return report;
     std::printf(
-        "%s; %s\n%s, shape %s; the device %s %.1f GB/s\n%9s %8s %10s %10s %10s "
-        "%11s %9s %6s\n",
+        "%s; %s\n%s, shape %s; the device %s %.1f GB/s; medians of %d "
+        "alternating rounds\n%9s %8s %10s %21s %10s %10s %9s %7s %6s %7s\n",
         MachineDescription().c_str(), backend.description().c_str(),
-        name.c_str(), options.shape.c_str(),
-        on_cuda ? "copies (read and written)" : "reads", 1e-9 * *bandwidth,
-        "sequences", "context", "ms", "p95 ms", "least ms", "tokens/s", "GB/s",
-        "of it");
+        name.c_str(), options.shape.c_str(), report.does(), 1e-9 * *bandwidth,
+        options.repeats, "sequences", "context", "ms", "least-most round",
+        "p95 ms", "least ms", "tokens/s", "GB/s", "of it", "GMAC/s");
     return report;
-  }
-
-  void Add(const Row& row) {
-    const double rate = row.bytes / row.seconds.median;
-    const double tokens = row.tokens / row.seconds.median;
-    if (json_) {
-      document_["rows"].push_back({{"sequences", row.sequences},
-                                   {"context", row.context},
-                                   {"tokens", row.tokens},
-                                   {"median_ms", 1e3 * row.seconds.median},
-                                   {"p95_ms", 1e3 * row.seconds.p95},
-                                   {"least_ms", 1e3 * row.seconds.least},
-                                   {"tokens_per_s", tokens},
-                                   {"gb_per_s", 1e-9 * rate}});
-      return;
-    }
-    std::printf("%9d %8d %10.4f %10.4f %10.4f %11.1f %9.1f %5.0f%%\n",
-                row.sequences, row.context, 1e3 * row.seconds.median,
-                1e3 * row.seconds.p95, 1e3 * row.seconds.least, tokens,
-                1e-9 * rate, 100 * rate / bandwidth_);
-    std::fflush(stdout);
   }
 
   void LeaveOut(int sequences, int context) {
     const std::string note =
         absl::StrCat(sequences, " sequences of ", context,
                      " positions: left out, the KV cache does not fit");
-    if (json_) {
+    if (options_.json) {
       document_["left_out"].push_back(note);
     } else {
       std::printf("%s\n", note.c_str());
     }
   }
 
-  void Finish(const Backend& backend) {
-    if (json_) {
-      document_["note"] = backend.note();
+  void Add(Row row) { rows_.push_back(std::move(row)); }
+
+  // Measures the rows and prints them.
+  absl::Status Finish() {
+    std::vector<std::function<absl::Status()>> steps;
+    for (const Row& row : rows_) steps.push_back(row.run);
+    const auto samples = TakeAlternatingSamples(steps, options_.repeats,
+                                                options_.seconds, kMaxSamples);
+    if (!samples.ok()) return samples.status();
+    for (size_t i = 0; i < rows_.size(); ++i) Print(rows_[i], (*samples)[i]);
+    // The first probe may have met a busier machine, or a less busy one.
+    const auto again = MeasureBandwidth(options_.backend, on_cuda_);
+    if (!again.ok()) return again.status();
+    document_["bandwidth_after_gb_per_s"] = 1e-9 * *again;
+    document_["resident_kb"] = ResidentKilobytes("Rss");
+    document_["huge_pages_kb"] = ResidentKilobytes("AnonHugePages");
+    document_["note"] = backend_.note();
+    if (options_.json) {
       std::printf("%s\n", document_.dump(2).c_str());
-    } else if (!backend.note().empty()) {
-      std::printf("%s\n", backend.note().c_str());
+      return absl::OkStatus();
     }
+    std::printf("Afterwards the device %s %.1f GB/s.\n", does(), 1e-9 * *again);
+    if (!on_cuda_) {
+      std::printf("%lld of %lld MiB resident are in huge pages.\n",
+                  ResidentKilobytes("AnonHugePages") / 1024LL,
+                  ResidentKilobytes("Rss") / 1024LL);
+    }
+    if (!backend_.note().empty()) std::printf("%s\n", backend_.note().c_str());
+    return absl::OkStatus();
   }
 
  private:
-  Report(double bandwidth, bool json) : bandwidth_(bandwidth), json_(json) {}
+  Report(const ModelBenchOptions& options, Backend& backend)
+      : options_(options), backend_(backend) {}
 
-  double bandwidth_;
-  bool json_;
+  const char* does() const {
+    return on_cuda_ ? "copies (read and written)" : "reads";
+  }
+
+  void Print(const Row& row, const AlternatingSamples& samples) {
+    const double scale = 1.0 / row.steps;
+    const double seconds = scale * Quantile(samples.rounds, 0.5);
+    const double least_round = scale * Quantile(samples.rounds, 0);
+    const double most_round = scale * Quantile(samples.rounds, 1);
+    const double p95 = scale * Quantile(samples.all, 0.95);
+    const double least = scale * Quantile(samples.all, 0);
+    const double bytes = row.bytes / seconds;
+    const double multiply_adds = row.multiply_adds / seconds;
+    if (options_.json) {
+      document_["rows"].push_back({{"sequences", row.sequences},
+                                   {"context", row.context},
+                                   {"tokens", row.tokens},
+                                   {"rounds", samples.rounds.size()},
+                                   {"median_ms", 1e3 * seconds},
+                                   {"least_round_ms", 1e3 * least_round},
+                                   {"most_round_ms", 1e3 * most_round},
+                                   {"p95_ms", 1e3 * p95},
+                                   {"least_ms", 1e3 * least},
+                                   {"tokens_per_s", row.tokens / seconds},
+                                   {"gb_per_s", 1e-9 * bytes},
+                                   {"gmac_per_s", 1e-9 * multiply_adds}});
+      return;
+    }
+    std::printf(
+        "%9d %8d %10.4f %10.4f-%10.4f %10.4f %10.4f %9.1f %7.1f %5.0f%% "
+        "%7.1f\n",
+        row.sequences, row.context, 1e3 * seconds, 1e3 * least_round,
+        1e3 * most_round, 1e3 * p95, 1e3 * least, row.tokens / seconds,
+        1e-9 * bytes, 100 * bytes / bandwidth_, 1e-9 * multiply_adds);
+  }
+
+  ModelBenchOptions options_;
+  Backend& backend_;
+  bool on_cuda_ = false;
+  double bandwidth_ = 0;
+  std::vector<Row> rows_;
   nlohmann::json document_;
 };
 
@@ -150,79 +210,110 @@ int Largest(const std::vector<int>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
 }
 
-// What every step reads of the weights: all but the table of embeddings.
-double WeightBytes(const LlamaModel& model) {
-  double bytes = static_cast<double>(model.weights().output().bytes());
+// The linears that every step computes: all but the table of embeddings.
+std::vector<const PackedLinear*> BlockLinearsOf(const LlamaModel& model) {
+  std::vector<const PackedLinear*> linears;
   for (const LlamaLayerWeights& layer : model.weights().layers) {
-    for (const PackedLinear* linear :
-         {layer.q_proj.get(), layer.k_proj.get(), layer.v_proj.get(),
-          layer.o_proj.get(), layer.gate_proj.get(), layer.up_proj.get(),
-          layer.down_proj.get()}) {
-      bytes += static_cast<double>(linear->bytes());
-    }
+    linears.insert(linears.end(),
+                   {layer.q_proj.get(), layer.k_proj.get(), layer.v_proj.get(),
+                    layer.o_proj.get(), layer.gate_proj.get(),
+                    layer.up_proj.get(), layer.down_proj.get()});
   }
-  return bytes;
+  return linears;
 }
 
-absl::StatusOr<Summary> MeasureSteps(SyntheticModel& synthetic,
-                                     const Batch& batch, double seconds) {
-  const BatchView view = batch.View();
-  std::vector<int32_t> ids(view.num_logit_rows());
-  Backend& backend = synthetic.backend();
-  LlamaModel& model = synthetic.model();
-  const auto samples = TakeSamplesFor(seconds, kMaxSamples, [&] {
+double WeightsOf(const PackedLinear& linear) {
+  return static_cast<double>(linear.in_features()) *
+         static_cast<double>(linear.out_features());
+}
+
+// A step of this batch, greedy.
+Row StepRow(SyntheticModel& synthetic, int sequences, int context, int count) {
+  const LlamaModel& model = synthetic.model();
+  auto batch = std::make_shared<Batch>(sequences, context, count,
+                                       model.config().vocab_size);
+  const PackedLinear& output = model.weights().output();
+  Row row{.sequences = sequences,
+          .context = context,
+          .tokens = sequences * count,
+          .bytes = static_cast<double>(output.bytes()),
+          .multiply_adds = sequences * WeightsOf(output)};
+  for (const PackedLinear* linear : BlockLinearsOf(model)) {
+    row.bytes += static_cast<double>(linear->bytes());
+    row.multiply_adds += row.tokens * WeightsOf(*linear);
+  }
+  if (count == 1) {
+    row.bytes += static_cast<double>(sequences) * context *
+                 synthetic.kv_cache().shape().bytes_per_token();
+  }
+  row.run = [&synthetic, batch] {
+    const BatchView view = batch->View();
+    std::vector<int32_t> ids(view.num_logit_rows());
+    Backend& backend = synthetic.backend();
+    LlamaModel& llama = synthetic.model();
     backend.BeginStep(view);
-    model.Forward(view, synthetic.kv_cache().layers(), /*sum_gates=*/false,
+    llama.Forward(view, synthetic.kv_cache().layers(), /*sum_gates=*/false,
                   nullptr);
     absl::Status status =
-        backend.ArgMax(model.Logits(0, view.num_logit_rows()), std::span(ids));
+        backend.ArgMax(llama.Logits(0, view.num_logit_rows()), std::span(ids));
     status.Update(backend.EndStep());
+    if (status.ok() && std::count(ids.begin(), ids.end(), -1) > 0) {
+      return absl::InternalError("logits are not finite");
+    }
     return status;
-  });
-  if (!samples.ok()) return samples.status();
-  if (std::count(ids.begin(), ids.end(), -1) > 0) {
-    return absl::InternalError("logits are not finite");
-  }
-  return Summarize(*samples);
+  };
+  return row;
 }
 
-// KV heads, of one layer or all, of a batch of decoding sequences.
-absl::Status MeasureAttention(SyntheticModel& synthetic, int sequences,
-                              int context, int count, double seconds,
-                              Report& report) {
+// What the attention of a batch needs besides the cache.
+struct AttentionInput {
+  Batch batch;
+  Tensor q, out;
+};
+
+// Attention of this batch, layer after layer; a row is of one layer.
+absl::StatusOr<Row> AttentionRow(SyntheticModel& synthetic, int sequences,
+                                 int context, int count) {
   Backend& backend = synthetic.backend();
   const LlamaConfig& config = synthetic.model().config();
-  const AttentionShape shape{config.num_heads, config.num_kv_heads,
-                             config.head_dim};
-  const Batch batch(sequences, context, count, config.vocab_size);
-  const BatchView view = batch.View();
-  const Shape rows{view.num_tokens(), config.q_size()};
+  auto input = std::make_shared<AttentionInput>(AttentionInput{
+      Batch(sequences, context, count, config.vocab_size), {}, {}});
+  const Shape rows{sequences * count, config.q_size()};
   std::vector<float> host(rows.num_elements());
   for (size_t i = 0; i < host.size(); ++i) {
     host[i] = static_cast<float>(i * 7919 % 2000) / 1000 - 1;
   }
   auto q = backend.Upload({host.data(), DType::kF32, rows});
   if (!q.ok()) return q.status();
+  input->q = *std::move(q);
   auto out = backend.Allocate(DType::kF32, rows);
   if (!out.ok()) return out.status();
-  const auto samples = TakeSamplesFor(seconds, kMaxSamples, [&] {
-    backend.BeginStep(view);
-    backend.Repeat({&batch}, [&] {
-      for (const KvLayer& layer : synthetic.kv_cache().layers()) {
-        backend.Attention(shape, q->view(), layer, out->view());
-      }
-    });
-    return backend.EndStep();
-  });
-  if (!samples.ok()) return samples.status();
-  // Of one layer; a prompt reads less than this, from the caches more often.
-  const double bytes = 4.0 * sequences * context * config.kv_size();
-  Summary one = Summarize(*samples);
-  for (double* each : {&one.median, &one.p95, &one.least}) {
-    *each /= config.num_layers;
-  }
-  report.Add({sequences, context, view.num_tokens(), bytes, one});
-  return absl::OkStatus();
+  input->out = *std::move(out);
+  // A prompt reads less than these bytes, from the caches more often. Query i
+  // of `count` sees context - count + 1 + i positions.
+  const double seen =
+      sequences * (count * (context - count) + 0.5 * count * (count + 1));
+  return Row{.sequences = sequences,
+             .context = context,
+             .tokens = sequences * count,
+             .bytes = 4.0 * sequences * context * config.kv_size(),
+             .multiply_adds = 2.0 * seen * config.q_size(),
+             .steps = config.num_layers,
+             .run = [&synthetic, input] {
+               Backend& device = synthetic.backend();
+               const LlamaConfig& llama = synthetic.model().config();
+               const AttentionShape shape{llama.num_heads, llama.num_kv_heads,
+                                          llama.head_dim};
+               const BatchView view = input->batch.View();
+               device.BeginStep(view);
+               device.Repeat({input.get()}, [&] {
+                 for (const KvLayer& layer : synthetic.kv_cache().layers()) {
+                   device.Attention(shape, input->q.view(), layer,
+                                    input->out.view());
+                 }
+               });
+               return device.EndStep();
+             }};
 }
 
 }  // namespace
@@ -233,6 +324,7 @@ absl::Status RunDecodeBench(const ModelBenchOptions& options) {
   auto synthetic =
       SyntheticModel::Create({.shape = options.shape,
                               .backend = options.backend,
+                              .head = options.head,
                               .max_tokens = batch,
                               .max_logit_rows = batch,
                               .num_blocks = batch * BlocksFor(context)});
@@ -247,31 +339,23 @@ absl::Status RunDecodeBench(const ModelBenchOptions& options) {
   if (!status.ok()) return status;
   auto report = Report::Create(options, "decode", (*synthetic)->backend());
   if (!report.ok()) return report.status();
-  const double weights = WeightBytes((*synthetic)->model());
-  const auto kv =
-      static_cast<double>((*synthetic)->kv_cache().shape().bytes_per_token());
   for (const int length : options.contexts) {
     for (const int count : options.batches) {
       if (count * BlocksFor(length) > (*synthetic)->kv_cache().num_blocks()) {
         report->LeaveOut(count, length);
         continue;
       }
-      const auto seconds =
-          MeasureSteps(**synthetic, Batch(count, length, 1, config.vocab_size),
-                       options.seconds);
-      if (!seconds.ok()) return seconds.status();
-      report->Add(
-          {count, length, count, weights + kv * count * length, *seconds});
+      report->Add(StepRow(**synthetic, count, length, 1));
     }
   }
-  report->Finish((*synthetic)->backend());
-  return absl::OkStatus();
+  return report->Finish();
 }
 
 absl::Status RunPrefillBench(const ModelBenchOptions& options) {
   const int longest = Largest(options.prompts);
   auto synthetic = SyntheticModel::Create({.shape = options.shape,
                                            .backend = options.backend,
+                                           .head = options.head,
                                            .max_tokens = longest,
                                            .max_logit_rows = 1,
                                            .num_blocks = BlocksFor(longest)});
@@ -285,15 +369,9 @@ absl::Status RunPrefillBench(const ModelBenchOptions& options) {
       report->LeaveOut(1, length);
       continue;
     }
-    const auto seconds =
-        MeasureSteps(**synthetic, Batch(1, length, length, config.vocab_size),
-                     options.seconds);
-    if (!seconds.ok()) return seconds.status();
-    report->Add(
-        {1, length, length, WeightBytes((*synthetic)->model()), *seconds});
+    report->Add(StepRow(**synthetic, 1, length, length));
   }
-  report->Finish((*synthetic)->backend());
-  return absl::OkStatus();
+  return report->Finish();
 }
 
 absl::Status RunAttentionBench(const ModelBenchOptions& options) {
@@ -311,24 +389,24 @@ absl::Status RunAttentionBench(const ModelBenchOptions& options) {
   if (!status.ok()) return status;
   auto report = Report::Create(options, "attention", (*synthetic)->backend());
   if (!report.ok()) return report.status();
-  const auto measure = [&](int sequences, int length, int count) {
+  const auto add = [&](int sequences, int length, int count) {
     if (sequences * BlocksFor(length) > (*synthetic)->kv_cache().num_blocks()) {
       report->LeaveOut(sequences, length);
       return absl::OkStatus();
     }
-    return MeasureAttention(**synthetic, sequences, length, count,
-                            options.seconds, *report);
+    auto row = AttentionRow(**synthetic, sequences, length, count);
+    if (row.ok()) report->Add(*std::move(row));
+    return row.status();
   };
   for (const int length : options.contexts) {
     for (const int count : options.batches) {
-      if (status = measure(count, length, 1); !status.ok()) return status;
+      if (status = add(count, length, 1); !status.ok()) return status;
     }
   }
   for (const int length : options.prompts) {
-    if (status = measure(1, length, length); !status.ok()) return status;
+    if (status = add(1, length, length); !status.ok()) return status;
   }
-  report->Finish((*synthetic)->backend());
-  return absl::OkStatus();
+  return report->Finish();
 }
 
 }  // namespace binarymos

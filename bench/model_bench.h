@@ -16,15 +16,20 @@ struct ModelBenchOptions {
   std::vector<int> batches = {1, 8, 64};        // sequences that decode
   std::vector<int> contexts = {128, 2048};      // their lengths
   std::vector<int> prompts = {128, 512, 2048};  // tokens of one sequence
-  double seconds = 2;                           // of one row
+  double seconds = 2;                           // of one row, all rounds
+  int repeats = 5;  // rounds, in each of which all rows have their turn
+  LinearKind head = LinearKind::kFloat16;  // of lm_head
   bool json = false;
 };
 
-// Each prints a table (or JSON) to stdout, a row per combination: median, 95th
-// percentile and least of the times of a step, tokens per second, bytes that
-// the step must read per second, and their part of the bandwidth that a probe
-// finds in the same process. Rows whose KV cache does not fit are left out, and
-// said so. Errors of CreateBackend, of loading and of the device.
+// Each prints a table (or JSON) to stdout, a row per combination: the median of
+// the rounds' median times of a step with the least and the most of those, 95th
+// percentile and least of all times, tokens per second, bytes that the step
+// must read and multiply-adds of its linears (or attention) per second, and the
+// bytes' part of the bandwidth that a probe finds in the same process before
+// and after. On a CPU also how much memory is in huge pages. Rows whose KV
+// cache does not fit are left out, and said so. Errors of CreateBackend, of
+// loading and of the device.
 
 // Steps of one token per sequence, greedy, all at the same context.
 absl::Status RunDecodeBench(const ModelBenchOptions& options);

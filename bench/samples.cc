@@ -20,14 +20,26 @@ absl::StatusOr<std::vector<double>> TakeSamples(
   return seconds;
 }
 
-absl::StatusOr<std::vector<double>> TakeSamplesFor(
-    double seconds, int most, absl::FunctionRef<absl::Status()> step) {
-  const auto warm_up = TakeSamples(1, 1, step);
-  if (!warm_up.ok()) return warm_up.status();
-  const double fits = seconds / warm_up->front();
-  const int samples = fits < most ? std::max(5, static_cast<int>(fits)) : most;
-  // A tenth of them again, as warm-up: clocks rise under load.
-  return TakeSamples(samples / 10, samples, step);
+absl::StatusOr<std::vector<AlternatingSamples>> TakeAlternatingSamples(
+    const std::vector<std::function<absl::Status()>>& steps, int rounds,
+    double seconds, int most) {
+  std::vector<AlternatingSamples> samples(steps.size());
+  for (int round = 0; round < rounds; ++round) {
+    for (size_t i = 0; i < steps.size(); ++i) {
+      const auto warm_up = TakeSamples(0, 1, steps[i]);
+      if (!warm_up.ok()) return warm_up.status();
+      const double fits = seconds / rounds / warm_up->front();
+      const int count =
+          fits < most ? std::max(1, static_cast<int>(fits)) : most;
+      // A tenth of them again, as warm-up: clocks rise under load.
+      const auto taken = TakeSamples(count / 10, count, steps[i]);
+      if (!taken.ok()) return taken.status();
+      AlternatingSamples& own = samples[i];
+      own.all.insert(own.all.end(), taken->begin(), taken->end());
+      own.rounds.push_back(Quantile(*taken, 0.5));
+    }
+  }
+  return samples;
 }
 
 Summary Summarize(const std::vector<double>& samples) {

@@ -1,6 +1,7 @@
 // What was measured, and how it is told.
 #pragma once
 
+#include <functional>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -14,10 +15,19 @@ namespace binarymos {
 absl::StatusOr<std::vector<double>> TakeSamples(
     int warm_ups, int samples, absl::FunctionRef<absl::Status()> step);
 
-// The same, as often as fits into `seconds`: 5 to `most` samples after 2
-// warm-ups, more where steps are short.
-absl::StatusOr<std::vector<double>> TakeSamplesFor(
-    double seconds, int most, absl::FunctionRef<absl::Status()> step);
+// Samples of one of several things that were measured in turn.
+struct AlternatingSamples {
+  std::vector<double> all;     // seconds of every step
+  std::vector<double> rounds;  // the median of each round's
+};
+
+// Runs each of `steps` in turn, `rounds` times, each time as often as fits into
+// `seconds` / `rounds` after a warm-up, at least once and at most `most` times:
+// what disturbs the machine for a while disturbs all of them. The first failure
+// ends it.
+absl::StatusOr<std::vector<AlternatingSamples>> TakeAlternatingSamples(
+    const std::vector<std::function<absl::Status()>>& steps, int rounds,
+    double seconds, int most);
 
 // Of some samples, in the unit of theirs.
 struct Summary {

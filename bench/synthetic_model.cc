@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "bench/random_halves.h"
 #include "engine/api/types.h"
 #include "engine/model/weights.h"
@@ -37,14 +38,14 @@ LlamaConfig ConfigOf(const SyntheticShape& shape) {
 // Host memory of one tensor after the other, and what packing needs of it.
 class RandomWeights {
  public:
-  RandomWeights(const LlamaConfig& config, Backend& backend)
-      : config_(config), backend_(backend) {}
+  RandomWeights(const LlamaConfig& config, LinearKind head, Backend& backend)
+      : config_(config), head_(head), backend_(backend) {}
 
   absl::StatusOr<LlamaWeights> Make() {
     LlamaWeights weights;
-    weights.embed_tokens = Float16(1.0f);
-    weights.lm_head =
-        Float16(1.0f / std::sqrt(static_cast<float>(config_.hidden_size)));
+    weights.embed_tokens = Vocabulary(LinearKind::kFloat16, 1.0f);
+    weights.lm_head = Vocabulary(
+        head_, 1.0f / std::sqrt(static_cast<float>(config_.hidden_size)));
     weights.final_norm = Norm();
     weights.layers.resize(config_.num_layers);
     for (LlamaLayerWeights& layer : weights.layers) {
@@ -73,13 +74,11 @@ class RandomWeights {
     return packed.ok() ? *std::move(packed) : nullptr;
   }
 
-  std::unique_ptr<PackedLinear> Float16(float scale) {
+  std::unique_ptr<PackedLinear> Vocabulary(LinearKind kind, float scale) {
     const int64_t in = config_.hidden_size, out = config_.vocab_size;
     const auto weight = RandomHalves(in * out, scale, ++seed_);
-    LinearTensors tensors{.kind = LinearKind::kFloat16,
-                          .in_features = in,
-                          .out_features = out,
-                          .num_experts = 0};
+    LinearTensors tensors{
+        .kind = kind, .in_features = in, .out_features = out, .num_experts = 0};
     tensors.weight = {weight.data(), DType::kF16, {out, in}};
     return Pack(tensors);
   }
@@ -117,6 +116,7 @@ class RandomWeights {
   }
 
   const LlamaConfig& config_;
+  const LinearKind head_;
   Backend& backend_;
   absl::Status status_;
   uint64_t seed_ = 0;
@@ -133,7 +133,13 @@ absl::StatusOr<std::unique_ptr<SyntheticModel>> SyntheticModel::Create(
   auto backend = CreateBackend(options.backend);
   if (!backend.ok()) return backend.status();
   synthetic->backend_ = *std::move(backend);
-  auto weights = RandomWeights(config, *synthetic->backend_).Make();
+  if (!synthetic->backend_->Supports(options.head)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(synthetic->backend_->description(),
+                     " does not compute an lm_head of int8"));
+  }
+  auto weights =
+      RandomWeights(config, options.head, *synthetic->backend_).Make();
   if (!weights.ok()) return weights.status();
   auto model = LlamaModel::Create(config, *std::move(weights),
                                   {config.max_position_embeddings,

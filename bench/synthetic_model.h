@@ -15,6 +15,7 @@ namespace binarymos {
 struct SyntheticModelOptions {
   std::string shape = "7b";  // as of SyntheticShapeByName
   BackendOptions backend;
+  LinearKind head = LinearKind::kFloat16;
   int max_tokens = 1;  // of a step
   int max_logit_rows = 1;
   int num_blocks = 1;  // of the KV cache; fewer if they do not fit

@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -229,7 +230,11 @@ void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
                "Replay recorded steps (CUDA)");
   AddCudaSwitches(app, options.backend.cuda_clusters,
                   options.backend.cuda_overlap);
-  app.add_option("--seconds", options.seconds, "Time of one row")
+  app.add_option("--seconds", options.seconds, "Time of one row, all rounds")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--repeats", options.repeats,
+                 "Rounds, in each of which all rows have their turn")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_flag("--json", options.json);
@@ -325,6 +330,11 @@ Command AddBenchCommand(CLI::App& app) {
       bench->add_subcommand("attention", "The attention of one layer");
   for (CLI::App* each : {decode, prefill, attention}) {
     AddModelFlags(*each, options->model);
+  }
+  for (CLI::App* each : {decode, prefill}) {
+    each->add_option("--lm-head", options->model.head, "f16 or int8")
+        ->transform(CLI::CheckedTransformer(std::map<std::string, LinearKind>{
+            {"f16", LinearKind::kFloat16}, {"int8", LinearKind::kInt8}}));
   }
   for (CLI::App* each : {decode, attention}) {
     AddListFlag(*each, "--batch", options->model.batches,
