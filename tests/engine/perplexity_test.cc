@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <string>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -161,6 +162,46 @@ TEST_P(PerplexityTest, RefusesWhatCannotBeMeasured) {
   std::vector<TokenId> tokens = Tokens(kWindow);
   tokens[3] = kMinSyntheticVocab;
   EXPECT_THAT(message(tokens, kWindow), HasSubstr("not in the vocabulary"));
+}
+
+// Of the demonstration model on the beginning of a tale that it does not know.
+// Short, for the reference takes its time.
+class PerplexityOfTalesTest : public ::testing::Test {
+ protected:
+  static double Measure(const std::string& kernels, const std::string& head) {
+    constexpr int kTokens = 20;
+    EngineOptions options;
+    options.model_dir = BINARYMOS_TALES;
+    options.device = "cpu";
+    options.cpu_kernels = kernels;
+    options.lm_head = head;
+    options.max_num_seqs = 1;
+    options.max_num_batched_tokens = kTokens;
+    options.kv_cache_memory = int64_t{16} << 20;
+    auto engine = Engine::Load(options);
+    BINARYMOS_CHECK(engine.ok()) << engine.status().ToString();
+    const auto result = MeasurePerplexity(
+        **engine,
+        "Once upon a time there was a poor miller who had an old mill and a "
+        "clever daughter. One day the king came by, and he was thirsty.",
+        {.window = kTokens});
+    BINARYMOS_CHECK(result.ok()) << result.status().ToString();
+    EXPECT_EQ(result->num_windows, 1);
+    return result->perplexity;
+  }
+};
+
+TEST_F(PerplexityOfTalesTest, OnACpuIsThatOfTheReference) {
+  const double reference = Measure("reference", "f16");
+  EXPECT_GT(reference, 5);
+  EXPECT_NEAR(Measure("auto", "f16"), reference, 5e-4 * reference);
+}
+
+TEST_F(PerplexityOfTalesTest, AnLmHeadOfInt8IsOffByLessThanAPercent) {
+  const double exact = Measure("auto", "f16");
+  const double rounded = Measure("auto", "int8");
+  EXPECT_NE(rounded, exact);
+  EXPECT_NEAR(rounded, exact, 1e-2 * exact);
 }
 
 }  // namespace
