@@ -45,6 +45,10 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
                    "On CUDA, kernels begin before the one ahead ends, where the"
                    " device can"},
                   &engine.cuda_overlap);
+  table.AddText({group, "overlap",
+                 "Plan a step while the one before is computed: auto, on or "
+                 "off; auto: on CUDA"},
+                &engine.overlap);
   table.AddInt({group, "max-model-len",
                 "Prompt and output of a request; 0: the model's"},
                &engine.max_model_len);

@@ -12,7 +12,7 @@ namespace binarymos {
 
 // The token that each slot sampled last, by step. A row of a later plan may
 // refer to it before the scheduler has seen it (BatchRow::token_of_step).
-// Confined to the serving-loop thread.
+// Confined to the thread that computes.
 class SampledTokens {
  public:
   explicit SampledTokens(int max_num_seqs) : last_(max_num_seqs) {}
@@ -34,7 +34,7 @@ class SampledTokens {
 };
 
 // Owns the memory behind BatchView; allocates only while batches grow. Confined
-// to the serving-loop thread.
+// to the thread that computes.
 class BatchInput {
  public:
   // The logit rows of one plan row: entries [begin, end) of

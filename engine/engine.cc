@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "engine/async_runner.h"
 #include "engine/backend/backend_factory.h"
 #include "engine/kv_cache.h"
 #include "engine/llama_runner.h"
@@ -48,6 +49,12 @@ absl::Status ValidateOptions(const EngineOptions& options) {
   if (options.lm_head != "f16" && options.lm_head != "int8") {
     return absl::InvalidArgumentError(absl::StrCat(
         "--lm-head is \"", options.lm_head, "\"; it must be f16 or int8"));
+  }
+  if (options.overlap != "auto" && options.overlap != "on" &&
+      options.overlap != "off") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--overlap is '", options.overlap,
+                     "'; it must be 'auto', 'on' or 'off'"));
   }
   const absl::Status checks[] = {
       CheckRange("--threads", options.num_threads, 0, kMaxThreads),
@@ -244,7 +251,7 @@ class LlamaEngine : public Engine {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<LlamaModel> model_;
   std::unique_ptr<KvCache> kv_cache_;
-  std::unique_ptr<LlamaRunner> runner_;
+  std::unique_ptr<ModelRunner> runner_;
 };
 
 absl::Status LlamaEngine::Load(const EngineOptions& options) {
@@ -262,7 +269,12 @@ absl::Status LlamaEngine::Load(const EngineOptions& options) {
     return status;
   }
   DescribeModel();
-  return WarmUp(options);
+  if (absl::Status status = WarmUp(options); !status.ok()) return status;
+  // A CPU that schedules does not compute meanwhile; a GPU does.
+  if (options.overlap == "on" || (options.overlap == "auto" && !on_host())) {
+    runner_ = std::make_unique<AsyncRunner>(std::move(runner_));
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(

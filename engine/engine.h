@@ -30,6 +30,10 @@ struct EngineOptions {
   bool cuda_clusters = true;
   bool cuda_overlap = true;
 
+  // Plan a step while the one before is computed (engine/async_runner.h): on,
+  // off, or auto: on CUDA only.
+  std::string overlap = "auto";
+
   int max_num_seqs = 64;  // sequences that run at the same time, 1 to 1024
   int max_model_len = 0;  // 0: the model's max_position_embeddings
   int max_num_batched_tokens = 0;  // 0: CUDA 2,048; CPU measured at load so

@@ -28,8 +28,8 @@ struct LlamaRunnerOptions {
 // flight. Where every row of a chunk takes the largest logit, the backend finds
 // it and only token ids come back. Else logits travel to the host in chunks of
 // at most max_logit_rows rows, so a long prompt whose log-probabilities are
-// wanted takes time but no memory. Confined to the serving-loop thread;
-// backend, model and cache outlive it.
+// wanted takes time but no memory. Confined to one thread at a time; backend,
+// model and cache outlive it.
 class LlamaRunner : public ModelRunner {
  public:
   LlamaRunner(Backend& backend, LlamaModel& model, KvCache& kv_cache,

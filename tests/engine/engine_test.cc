@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/engine/test_model.h"
@@ -117,6 +118,16 @@ TEST_F(EngineTest, AnLmHeadOfInt8TakesHalfTheMemory) {
             vocab * 512 * 2 - padded * (512 + 4));
 }
 
+TEST_F(EngineTest, StepsOverlapWhereTheyAreAskedTo) {
+  for (const auto& [overlap, depth] :
+       {std::pair("on", 2), std::pair("off", 1), std::pair("auto", 1)}) {
+    options_.overlap = overlap;
+    const auto engine = Engine::Load(options_);
+    ASSERT_TRUE(engine.ok()) << engine.status();
+    EXPECT_EQ((*engine)->runner().max_steps_in_flight(), depth) << overlap;
+  }
+}
+
 TEST_F(EngineTest, TunesTheBudgetWhereNoneIsGiven) {
   options_.max_num_batched_tokens = 0;
   const auto engine = Engine::Load(options_);
@@ -157,6 +168,7 @@ TEST_F(EngineTest, OptionsOutOfRangeAreNamed) {
       {"--kv-cache-memory", [](EngineOptions& o) { o.kv_cache_memory = -1; }},
       {"--gate-sample-interval",
        [](EngineOptions& o) { o.gate_sample_interval = -1; }},
+      {"--overlap", [](EngineOptions& o) { o.overlap = "maybe"; }},
       {"device", [](EngineOptions& o) { o.device = "tpu"; }},
       {"cpu_kernels", [](EngineOptions& o) { o.cpu_kernels = "sse9"; }},
       {"activation_bits", [](EngineOptions& o) { o.activation_bits = 13; }},
