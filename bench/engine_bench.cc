@@ -109,6 +109,7 @@ std::shared_ptr<const Request> MakeRequest(const Workload& workload, int stream,
                                            MonotonicTime now) {
   auto request = std::make_shared<Request>();
   request->id = static_cast<RequestId>(stream) + 1;
+  request->tenant = stream < workload.streams ? "" : "flood";
   request->external_id = absl::StrCat("bench-", stream);
   request->prompt = PromptTokens(workload, stream, vocab_size);
   request->sampling.temperature = 0;
@@ -120,27 +121,44 @@ std::shared_ptr<const Request> MakeRequest(const Workload& workload, int stream,
 
 }  // namespace
 
-absl::StatusOr<RunResult> RunOnEngine(Engine& engine,
-                                      const Workload& workload) {
-  SchedulerOptions options;
-  options.cache = engine.cache_config();
+absl::StatusOr<RunResult> RunOnEngine(Engine& engine, const Workload& workload,
+                                      const EngineBenchOptions& options) {
   Collector collector(workload);
-  ServingLoop loop(engine.runner(), options, QueueLimits{});
+  ServingLoop loop(
+      engine.runner(),
+      {.cache = engine.cache_config(),
+       .prefix_caching = options.prefix_caching},
+      QueueLimits{.max_waiting_requests = 0, .max_waiting_tokens = 0});
   loop.Start();
 
   const double cpu_before = ProcessCpuSeconds();
   const MonotonicTime start = std::chrono::steady_clock::now();
-  for (int i = 0; i < workload.streams; ++i) {
-    auto request = MakeRequest(workload, i, engine.info().vocab_size,
-                               collector.stream(i), start);
-    auto reservation = loop.queue().TryReserve(
-        {.num_tokens = workload.prompt_tokens, .now = start});
+  const auto send = [&](int stream, std::shared_ptr<TokenStream> tokens) {
+    auto request = MakeRequest(workload, stream, engine.info().vocab_size,
+                               std::move(tokens), start);
+    auto reservation =
+        loop.queue().TryReserve({.tenant = request->tenant,
+                                 .num_tokens = workload.prompt_tokens,
+                                 .now = start});
     if (!reservation.ok()) return reservation.status();
     loop.queue().Push(
         SubmitCommand{std::move(request), *std::move(reservation)});
+    return absl::OkStatus();
+  };
+  for (int i = 0; i < options.flood; ++i) {
+    const absl::Status status =
+        send(workload.streams + i, std::make_shared<TokenStream>(nullptr));
+    if (!status.ok()) return status;
+  }
+  for (int i = 0; i < workload.streams; ++i) {
+    const absl::Status status = send(i, collector.stream(i));
+    if (!status.ok()) return status;
   }
   absl::StatusOr<RunResult> result = collector.Collect(start);
-  if (result.ok()) result->process_seconds = ProcessCpuSeconds() - cpu_before;
+  if (result.ok()) {
+    result->process_seconds = ProcessCpuSeconds() - cpu_before;
+    result->num_prompt_tokens = loop.status().stats().num_prompt_tokens;
+  }
   loop.Stop();
   return result;
 }

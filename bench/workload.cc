@@ -35,11 +35,15 @@ std::string CpuName() {
 std::vector<TokenId> PromptTokens(const Workload& workload, int stream,
                                   int vocab_size) {
   constexpr TokenId kFirstOrdinary = 3;  // after <unk>, <s>, </s>
-  uint64_t state = 0x9e3779b97f4a7c15ull * (stream + 1);
   std::vector<TokenId> tokens(workload.prompt_tokens);
-  for (TokenId& token : tokens) {
+  const auto seed = [](int number) {
+    return 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(number + 1);
+  };
+  uint64_t state = seed(0);
+  for (int i = 0; i < workload.prompt_tokens; ++i) {
+    if (i == workload.common_tokens) state = seed(stream);
     state = state * 6364136223846793005ull + 1442695040888963407ull;
-    token =
+    tokens[i] =
         kFirstOrdinary +
         static_cast<TokenId>(
             (state >> 33) % static_cast<uint64_t>(vocab_size - kFirstOrdinary));

@@ -10,10 +10,12 @@
 namespace binarymos {
 
 // `streams` clients at the same time, each one request: `prompt_tokens` random
-// token ids, exactly `output_tokens` generated (EOS ignored), greedy.
+// token ids, of which all have the first `common_tokens` in common, exactly
+// `output_tokens` generated (EOS ignored), greedy.
 struct Workload {
   int streams = 1;
   int prompt_tokens = 16;
+  int common_tokens = 0;
   int output_tokens = 64;
 };
 
@@ -24,6 +26,7 @@ std::vector<TokenId> PromptTokens(const Workload& workload, int stream,
 // One run of a workload, client's view.
 struct RunResult {
   int64_t num_tokens = 0;            // generated, all streams
+  int64_t num_prompt_tokens = 0;     // computed; 0: not known
   double wall_seconds = 0;           // first request sent to last stream ended
   double process_seconds = 0;        // CPU time of the process with the engine
   std::vector<double> ttft_seconds;  // per stream

@@ -27,6 +27,7 @@ struct BenchOptions {
   std::string shape;   // synthesize one, if no model is given
   std::string server;  // of `load`
   Workload workload;
+  EngineBenchOptions in_process;
   LinearBenchOptions linear;
   ModelBenchOptions model;
   std::vector<int> streams = {1, 16};
@@ -84,20 +85,25 @@ int RunEngine(BenchOptions& options) {
   if (!engine.ok()) return Fail(engine.status());
   std::printf("%s; %s\n", MachineDescription().c_str(),
               (*engine)->info().device.c_str());
-  std::printf("%8s %12s %12s %12s\n", "streams", "tokens/s", "ITL p50 ms",
-              "TTFT p50 ms");
+  std::printf("%8s %12s %12s %12s %12s %14s\n", "streams", "tokens/s",
+              "ITL p50 ms", "TTFT p50 ms", "TTFT p99 ms", "prompt tokens");
   for (const int streams : options.streams) {
     options.workload.streams = streams;
-    std::vector<double> rates, intervals, first;
+    std::vector<double> rates, intervals, first, last_first;
+    int64_t num_prompt_tokens = 0;
     for (int i = 0; i < options.repeats; ++i) {
-      auto run = RunOnEngine(**engine, options.workload);
+      auto run = RunOnEngine(**engine, options.workload, options.in_process);
       if (!run.ok()) return Fail(run.status());
       rates.push_back(run->tokens_per_second());
       intervals.push_back(Quantile(run->itl_seconds, 0.5));
       first.push_back(Quantile(run->ttft_seconds, 0.5));
+      last_first.push_back(Quantile(run->ttft_seconds, 0.99));
+      num_prompt_tokens = run->num_prompt_tokens;
     }
-    std::printf("%8d %12.1f %12.3f %12.3f\n", streams, Quantile(rates, 0.5),
-                1e3 * Quantile(intervals, 0.5), 1e3 * Quantile(first, 0.5));
+    std::printf("%8d %12.1f %12.3f %12.3f %12.3f %14lld\n", streams,
+                Quantile(rates, 0.5), 1e3 * Quantile(intervals, 0.5),
+                1e3 * Quantile(first, 0.5), 1e3 * Quantile(last_first, 0.5),
+                static_cast<long long>(num_prompt_tokens));
   }
   return kExitOk;
 }
@@ -255,6 +261,10 @@ void AddEngineFlags(CLI::App& app, BenchOptions& options) {
   app.add_option("--device", options.engine.device, "auto, cpu, cuda[:n]");
   app.add_option("--threads", options.engine.num_threads,
                  "CPU threads; 0: all");
+  app.add_option("--overlap", options.engine.overlap,
+                 "Plan a step while one is computed: auto, on or off");
+  app.add_option("--max-num-seqs", options.engine.max_num_seqs)
+      ->check(CLI::Range(1, 1024));
 }
 
 void AddFleetFlags(CLI::App& app, BenchOptions& options) {
@@ -317,6 +327,19 @@ Command AddBenchCommand(CLI::App& app) {
         ->check(CLI::PositiveNumber);
     each->add_option("--repeats", options->repeats)->check(CLI::PositiveNumber);
   }
+
+  engine
+      ->add_option("--common-tokens", options->workload.common_tokens,
+                   "That all prompts begin with")
+      ->check(CLI::NonNegativeNumber);
+  engine->add_flag("--prefix-cache,!--no-prefix-cache",
+                   options->in_process.prefix_caching,
+                   "Compute once what prompts have in common");
+  engine
+      ->add_option("--flood", options->in_process.flood,
+                   "Streams of another tenant that are sent first, and are not"
+                   " in the figures")
+      ->check(CLI::NonNegativeNumber);
 
   CLI::App* linear = bench->add_subcommand(
       "linear", "One linear layer in the shapes of LLaMA 7B");
