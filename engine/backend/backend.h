@@ -86,8 +86,7 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  // For people: "cpu (avx2, 2 threads)"; "cpu (avx512 and avx2, 2 threads)",
-  // binary linears first, where they run on another instruction set.
+  // For people: "cpu (avx2, 2 threads)".
   virtual std::string description() const = 0;
   // Why it is not the backend that somebody might expect; empty as a rule.
   const std::string& note() const { return note_; }

@@ -20,8 +20,7 @@ struct BackendOptions {
   bool cpu_pin = false;
   // CPU instruction set: "auto" (the best that is there), "avx512", "avx2",
   // "neon", "portable", or "reference" (the double-precision oracle, slow).
-  // Results are the same for all but the last. AVX-512 and NEON code is there
-  // for binary linears; the rest runs as AVX2 and portable code.
+  // Results are the same for all but the last.
   std::string cpu_kernels = "auto";
   // Bits of a scaled activation inside a binary linear: 8, 12, 14 or 16.
   // 0: the device's default (CPU 14, CUDA 16).

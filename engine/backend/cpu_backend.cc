@@ -44,6 +44,21 @@ const char* Lacks(cpu::BinaryMosPath path) {
   }
 }
 
+// Null where they cannot run.
+const cpu::CpuKernels* KernelsOf(cpu::BinaryMosPath path) {
+  switch (path) {
+    case cpu::BinaryMosPath::kPortable:
+      return &cpu::PortableKernels();
+    case cpu::BinaryMosPath::kAvx2:
+      return cpu::Avx2Kernels();
+    case cpu::BinaryMosPath::kAvx512:
+      return cpu::Avx512Kernels();
+    case cpu::BinaryMosPath::kNeon:
+      return cpu::NeonKernels();
+  }
+  return nullptr;
+}
+
 class CpuFloat16Linear : public PackedLinear {
  public:
   CpuFloat16Linear(const LinearTensors& tensors, Tensor weight, Tensor bias)
@@ -142,9 +157,6 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
                                                ", but this CPU lacks ",
                                                Lacks(*path), "; use auto"));
   }
-  // What has no AVX-512 code of its own takes that for AVX2.
-  const bool use_avx2 = *path == cpu::BinaryMosPath::kAvx2 ||
-                        *path == cpu::BinaryMosPath::kAvx512;
   const int usable_cpus = UsableCpus();
   const int num_threads =
       options.num_threads > 0 ? options.num_threads : usable_cpus;
@@ -153,7 +165,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
       .threads = {.num_threads = num_threads,
                   .spin = num_threads <= usable_cpus ? kSpin : kNoSpin,
                   .pin = options.cpu_pin},
-      .kernels = use_avx2 ? cpu::Avx2Kernels() : &cpu::PortableKernels(),
+      .kernels = KernelsOf(*path),
       .binary_mos = *path,
       .activation_bits = options.activation_bits > 0 ? options.activation_bits
                                                      : kDefaultActivationBits});
@@ -166,11 +178,7 @@ CpuBackend::CpuBackend(const CpuBackendOptions& options)
 
 std::string CpuBackend::description() const {
   const int threads = pool_.num_threads();
-  std::string kernels = options_.kernels->name;
-  if (const char* linears = Name(options_.binary_mos); kernels != linears) {
-    kernels = absl::StrCat(linears, " and ", kernels);
-  }
-  return absl::StrCat("cpu (", kernels, ", ", threads,
+  return absl::StrCat("cpu (", options_.kernels->name, ", ", threads,
                       threads == 1 ? " thread" : " threads",
                       options_.threads.pin ? ", pinned)" : ")");
 }

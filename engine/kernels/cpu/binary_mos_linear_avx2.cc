@@ -1,4 +1,4 @@
-// Compiled with -mavx2 -mfma -mf16c; see canonical_math.h for what that
+// Compiled with -mavx2 -mfma -mf16c; see lanes16.h for what that
 // forbids.
 #include <immintrin.h>
 

@@ -1,5 +1,5 @@
 // Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq and the flags of
-// AVX2; see canonical_math.h for what that forbids.
+// AVX2; see lanes16.h for what that forbids.
 //
 // UNTESTED on a CPU: none with AVX-512 was at hand. With every instruction
 // emulated in C++ the results are those of the portable path; the speed is not

@@ -1,5 +1,5 @@
 // The table of the instruction set that the including file is compiled for.
-// Included by cpu_kernels_portable.cc and cpu_kernels_avx2.cc.
+// Included by cpu_kernels_portable.cc and the like for other sets.
 #pragma once
 
 #include "engine/kernels/cpu/attention_kernel.h"

@@ -73,7 +73,7 @@ struct AttentionSplitTask {
 constexpr int64_t AttentionStateSize(int64_t head_dim) { return head_dim + 2; }
 
 struct CpuKernels {
-  const char* name;  // "avx2", "portable"
+  const char* name;  // "portable", "avx2", "avx512", "neon"
 
   // out[i] = x[i], exact.
   void (*half_to_float)(const uint16_t* x, float* out, int64_t n);
@@ -110,5 +110,7 @@ struct CpuKernels {
 const CpuKernels& PortableKernels();
 // Null where they cannot run.
 const CpuKernels* Avx2Kernels();
+const CpuKernels* Avx512Kernels();
+const CpuKernels* NeonKernels();
 
 }  // namespace binarymos::cpu

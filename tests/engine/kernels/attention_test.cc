@@ -275,12 +275,11 @@ TEST_P(AttentionTest, InfiniteScoresEndAsNan) {
   EXPECT_TRUE(std::isfinite(out[6 * 16]));
 }
 
-INSTANTIATE_TEST_SUITE_P(Paths, AttentionTest,
-                         testing::Values("avx2", "portable"), PathName);
+INSTANTIATE_TEST_SUITE_P(Paths, AttentionTest, kAllPaths, PathName);
 
 using AttentionPathsTest = PathsAgreeTest;
 
-TEST_F(AttentionPathsTest, BothPathsGiveTheSameBits) {
+TEST_P(AttentionPathsTest, GivesTheBitsOfThePortablePath) {
   const AttentionShape shapes[] = {
       {2, 2, 8}, {4, 2, 24}, {4, 1, 64}, {1, 1, 80}, {2, 1, 128}};
   for (const AttentionShape& shape : shapes) {
@@ -289,19 +288,21 @@ TEST_F(AttentionPathsTest, BothPathsGiveTheSameBits) {
       for (const std::vector<AttentionCase::Chunk>& chunks :
            {std::vector<AttentionCase::Chunk>{{0, 0, 1}, {1, 270, 30}},
             std::vector<AttentionCase::Chunk>{{1, 299, 1}}}) {
-        EXPECT_TRUE(
-            SameBits(c.Run(portable(), 1, chunks), c.Run(avx2(), 1, chunks)));
+        EXPECT_TRUE(SameBits(c.Run(portable(), 1, chunks),
+                             c.Run(kernels(), 1, chunks)));
       }
     }
   }
 }
 
-TEST_F(AttentionPathsTest, TheTypeOfTheCacheDoesNotChangeTheArithmetic) {
+TEST_P(AttentionPathsTest, TheTypeOfTheCacheDoesNotChangeTheArithmetic) {
   const AttentionCase f16({2, 1, 32}, {100}, true);
   const AttentionCase f32({2, 1, 32}, {100}, false);
-  EXPECT_TRUE(SameBits(f16.Run(avx2(), 1, {{0, 0, 100}}),
-                       f32.Run(avx2(), 1, {{0, 0, 100}})));
+  EXPECT_TRUE(SameBits(f16.Run(kernels(), 1, {{0, 0, 100}}),
+                       f32.Run(kernels(), 1, {{0, 0, 100}})));
 }
+
+INSTANTIATE_TEST_SUITE_P(Paths, AttentionPathsTest, kFastPaths, PathName);
 
 }  // namespace
 }  // namespace binarymos

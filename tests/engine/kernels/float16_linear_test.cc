@@ -122,20 +122,21 @@ TEST_P(Float16LinearTest, ARowDoesNotSeeItsNeighbours) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Paths, Float16LinearTest,
-                         testing::Values("avx2", "portable"), PathName);
+INSTANTIATE_TEST_SUITE_P(Paths, Float16LinearTest, kAllPaths, PathName);
 
 using Float16LinearPathsTest = PathsAgreeTest;
 
-TEST_F(Float16LinearPathsTest, BothPathsGiveTheSameBits) {
+TEST_P(Float16LinearPathsTest, GivesTheBitsOfThePortablePath) {
   for (const int64_t in : {1, 15, 16, 100, 777}) {
     for (const int64_t rows : {1, 4, 7}) {
       const LinearCase c(rows, in, 21);
-      EXPECT_TRUE(SameBits(c.Run(portable(), 1), c.Run(avx2(), 1)))
+      EXPECT_TRUE(SameBits(c.Run(portable(), 1), c.Run(kernels(), 1)))
           << rows << ", " << in;
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Paths, Float16LinearPathsTest, kFastPaths, PathName);
 
 }  // namespace
 }  // namespace binarymos

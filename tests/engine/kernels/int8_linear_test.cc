@@ -136,16 +136,15 @@ TEST_P(Int8LinearTest, ZerosGiveZeros) {
   EXPECT_NE(y[c.out], 0.0f);
 }
 
-INSTANTIATE_TEST_SUITE_P(Paths, Int8LinearTest,
-                         testing::Values("avx2", "portable"), PathName);
+INSTANTIATE_TEST_SUITE_P(Paths, Int8LinearTest, kAllPaths, PathName);
 
 using Int8LinearPathsTest = PathsAgreeTest;
 
-TEST_F(Int8LinearPathsTest, BothPathsGiveTheSameBits) {
+TEST_P(Int8LinearPathsTest, GivesTheBitsOfThePortablePath) {
   for (const int64_t in : {1, 255, 256, 1000, 2600}) {
     for (const int64_t rows : {1, 4, 7}) {
       const LinearCase c(rows, in, 21);
-      EXPECT_TRUE(SameBits(c.Run(portable(), 1), c.Run(avx2(), 1)))
+      EXPECT_TRUE(SameBits(c.Run(portable(), 1), c.Run(kernels(), 1)))
           << rows << ", " << in;
     }
   }
@@ -168,6 +167,8 @@ TEST(PackedInt8Test, AWeightThatIsNotFiniteIsRefused) {
     EXPECT_TRUE(absl::IsInvalidArgument(packed.status())) << packed.status();
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Paths, Int8LinearPathsTest, kFastPaths, PathName);
 
 }  // namespace
 }  // namespace binarymos

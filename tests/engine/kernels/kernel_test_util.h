@@ -62,30 +62,34 @@ inline testing::AssertionResult SameBits(const std::vector<float>& a,
   return testing::AssertionSuccess();
 }
 
-// A test body that runs once for each path: "avx2", "portable".
+// Null where they cannot run.
+inline const cpu::CpuKernels* KernelsNamed(const std::string& name) {
+  if (name == "avx2") return cpu::Avx2Kernels();
+  if (name == "avx512") return cpu::Avx512Kernels();
+  if (name == "neon") return cpu::NeonKernels();
+  return &cpu::PortableKernels();
+}
+
+// A test body that runs once for each path: kAllPaths.
 class KernelPathTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
-    if (GetParam() == "avx2" && cpu::Avx2Kernels() == nullptr) {
-      GTEST_SKIP() << "this CPU has no AVX2, FMA and F16C";
+    if (KernelsNamed(GetParam()) == nullptr) {
+      GTEST_SKIP() << "this CPU or build has no " << GetParam();
     }
   }
-  const cpu::CpuKernels& kernels() const {
-    return GetParam() == "avx2" ? *cpu::Avx2Kernels() : cpu::PortableKernels();
-  }
+  const cpu::CpuKernels& kernels() const { return *KernelsNamed(GetParam()); }
 };
 
-// A test that the two paths agree.
-class PathsAgreeTest : public testing::Test {
+// A test that a path agrees with the portable one: kFastPaths.
+class PathsAgreeTest : public KernelPathTest {
  protected:
-  void SetUp() override {
-    if (cpu::Avx2Kernels() == nullptr) {
-      GTEST_SKIP() << "this CPU has no AVX2, FMA and F16C";
-    }
-  }
   const cpu::CpuKernels& portable() const { return cpu::PortableKernels(); }
-  const cpu::CpuKernels& avx2() const { return *cpu::Avx2Kernels(); }
 };
+
+inline const auto kAllPaths =
+    testing::Values("avx2", "avx512", "neon", "portable");
+inline const auto kFastPaths = testing::Values("avx2", "avx512", "neon");
 
 inline std::string PathName(const testing::TestParamInfo<std::string>& info) {
   return info.param;

@@ -245,25 +245,24 @@ TEST_P(RowKernelsTest, ARowDoesNotSeeItsNeighbours) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Paths, RowKernelsTest,
-                         testing::Values("avx2", "portable"), PathName);
+INSTANTIATE_TEST_SUITE_P(Paths, RowKernelsTest, kAllPaths, PathName);
 
 using RowKernelsPathsTest = PathsAgreeTest;
 
-TEST_F(RowKernelsPathsTest, BothPathsGiveTheSameBits) {
+TEST_P(RowKernelsPathsTest, GivesTheBitsOfThePortablePath) {
   for (const int64_t width : kWidths) {
     auto x = RandomFloats(2 * width, 1, 40.0f);
     const auto up = RandomFloats(2 * width, 2);
     const auto weight = RandomHalves(width, 3);
     EXPECT_TRUE(SameBits(RunRmsNorm(portable(), 1, x, weight),
-                         RunRmsNorm(avx2(), 1, x, weight)));
-    EXPECT_TRUE(
-        SameBits(RunSwiGlu(portable(), 1, x, up), RunSwiGlu(avx2(), 1, x, up)));
+                         RunRmsNorm(kernels(), 1, x, weight)));
+    EXPECT_TRUE(SameBits(RunSwiGlu(portable(), 1, x, up),
+                         RunSwiGlu(kernels(), 1, x, up)));
   }
   for (const int dim : {2, 8, 48, 128}) {
     RopeCase a(dim, true), b(dim, true);
     a.Run(portable(), 1);
-    b.Run(avx2(), 1);
+    b.Run(kernels(), 1);
     EXPECT_TRUE(SameBits(a.q, b.q));
     EXPECT_TRUE(SameBits(a.k, b.k));
     EXPECT_EQ(a.keys16, b.keys16);
@@ -286,6 +285,8 @@ TEST(GatherRowsDeathTest, ARowOutsideIsFatal) {
       cpu::GatherRows(x.data(), 2, 3, std::vector<int32_t>{2}, out.data()),
       "row 2");
 }
+
+INSTANTIATE_TEST_SUITE_P(Paths, RowKernelsPathsTest, kFastPaths, PathName);
 
 }  // namespace
 }  // namespace binarymos
