@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "tests/engine/forwarding_backend.h"
+#include "tests/engine/faulty_backend.h"
 #include "tests/engine/test_model.h"
 
 namespace binarymos {
@@ -28,41 +28,6 @@ SyntheticShape RunnerShape() {
   shape.intermediate_size = 96;
   return shape;
 }
-
-// Interferes where a test asks for it.
-class FaultyBackend : public ForwardingBackend {
- public:
-  using ForwardingBackend::ForwardingBackend;
-
-  void BeginStep(const BatchView& batch) override {
-    batch_ = &batch;
-    ForwardingBackend::BeginStep(batch);
-  }
-  void Embed(const PackedLinear& table, const TensorView& out) override {
-    ForwardingBackend::Embed(table, out);
-    for (int t = 0; t < batch_->num_tokens(); ++t) {
-      if (batch_->tokens[t] != poisoned_token) continue;
-      for (float& value : out.Row(t).span<float>()) value = poison;
-    }
-  }
-  absl::Status EndStep() override {
-    const absl::Status status = ForwardingBackend::EndStep();
-    return fail ? absl::UnavailableError("the device is gone") : status;
-  }
-
-  TokenId poisoned_token = kNoToken;
-  float poison = std::numeric_limits<float>::quiet_NaN();
-  absl::Status ArgMax(const ConstTensorView& x,
-                      std::span<int32_t> ids) override {
-    ++num_arg_max;
-    return ForwardingBackend::ArgMax(x, ids);
-  }
-  bool fail = false;
-  int num_arg_max = 0;
-
- private:
-  const BatchView* batch_ = nullptr;
-};
 
 // A runner and the sequences in its slots; computes them as a scheduler would.
 class LlamaRunnerTest : public ::testing::Test {
@@ -485,7 +450,7 @@ TEST_F(LlamaRunnerTest, ProgressIsReportedAfterEveryLayer) {
 TEST_F(LlamaRunnerTest, AFailingDeviceIsReported) {
   const TestSequence sequence = model_->NewSequence(3, 1);
   Add(0, sequence, {});
-  backend_->fail = true;
+  backend_->fails_after = 0;
   BatchPlan plan;
   plan.step = 0;
   plan.rows = {Row(0, sequence, 0, 3)};

@@ -2,7 +2,6 @@
 // request gets, bit for bit, what it would get alone.
 #include <cstring>
 #include <functional>
-#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -16,7 +15,7 @@
 #include "engine/llama_runner.h"
 #include "gtest/gtest.h"
 #include "scheduler/serving_loop.h"
-#include "tests/engine/forwarding_backend.h"
+#include "tests/engine/faulty_backend.h"
 #include "tests/engine/test_model.h"
 
 namespace binarymos {
@@ -298,37 +297,6 @@ TEST_F(AnswersTest, StopsAndCancelsLeaveWhatCameBeforeAndTheOthers) {
   }
 }
 
-// Makes a token bad for whoever has it, and the device fail.
-class FaultyBackend : public ForwardingBackend {
- public:
-  using ForwardingBackend::ForwardingBackend;
-
-  void BeginStep(const BatchView& batch) override {
-    batch_ = &batch;
-    ForwardingBackend::BeginStep(batch);
-  }
-  void Embed(const PackedLinear& table, const TensorView& out) override {
-    ForwardingBackend::Embed(table, out);
-    for (int t = 0; t < batch_->num_tokens(); ++t) {
-      if (batch_->tokens[t] != poison) continue;
-      for (float& value : out.Row(t).span<float>()) {
-        value = std::numeric_limits<float>::quiet_NaN();
-      }
-    }
-  }
-  absl::Status EndStep() override {
-    const absl::Status status = ForwardingBackend::EndStep();
-    return fails_after-- == 0 ? absl::UnavailableError("the device is gone")
-                              : status;
-  }
-
-  TokenId poison = kNoToken;
-  int fails_after = -1;  // steps
-
- private:
-  const BatchView* batch_ = nullptr;
-};
-
 class FaultTest : public ::testing::TestWithParam<bool> {
  protected:
   FaultTest() {
@@ -344,10 +312,10 @@ class FaultTest : public ::testing::TestWithParam<bool> {
     model_ = *TestModel::Load(options);
   }
 
-  // Of a machine that is told `poison` and `fails_after`.
+  // Of a machine that is told a `poison` token and `fails_after`.
   Answers Run(const std::vector<Request>& requests, TokenId poison,
               int fails_after) {
-    backend_->poison = poison;
+    backend_->poisoned_token = poison;
     backend_->fails_after = fails_after;
     std::unique_ptr<ModelRunner> runner = std::make_unique<LlamaRunner>(
         *backend_, model_->model(), model_->kv_cache(),
