@@ -40,8 +40,7 @@ struct SyntheticShape {
 inline constexpr int kMinSyntheticVocab = 384;
 
 // "tiny" (3 M parameters), "1b" (TinyLlama's shape), "7b" and "13b" (those of
-// LLaMA-2).
-// NOT_FOUND listing the names for any other.
+// LLaMA-2). NOT_FOUND listing the names for any other.
 absl::StatusOr<SyntheticShape> SyntheticShapeByName(std::string_view name);
 
 // Writes a complete model directory: config.json, generation_config.json,

@@ -6,7 +6,7 @@
 //
 // Files that get flags of their own must not instantiate inline functions of
 // the standard library or of other headers: the linker could choose that copy
-// for code that also runs on older CPUs. Hence compiler's builtins there.
+// for code that also runs on older CPUs. Hence the compiler's builtins there.
 #pragma once
 
 #if defined(BINARYMOS_CPU_NEON)
