@@ -5,6 +5,7 @@
 
 #include "engine/kernels/cuda/binary_mos_layout.h"
 #include "engine/kernels/cuda/device_code.h"
+#include "engine/kernels/cuda/half_mma.h"
 
 namespace binarymos::cuda {
 
@@ -87,6 +88,43 @@ class DeviceBlock {
         : "+r"(count[0]), "+r"(count[1]), "+r"(count[2]), "+r"(count[3])
         : "r"(sign[0]), "r"(sign[1]), "r"(sign[2]), "r"(sign[3]), "r"(plane[0]),
           "r"(plane[1]));
+  }
+
+  __device__ __forceinline__ void HalfMma(PerThread<FloatFragment>& c,
+                                          PerThread<HalfFragmentA>& a,
+                                          PerThread<HalfFragmentB>& b) const {
+    float* sum = c[0].v;
+    const uint32_t* row = a[0].v;
+    const uint32_t* column = b[0].v;
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(row[0]), "r"(row[1]), "r"(row[2]), "r"(row[3]), "r"(column[0]),
+          "r"(column[1]));
+  }
+
+  __device__ __forceinline__ PerThread<Words4> LoadMatrices(
+      PerThread<const void*>& rows) const {
+    PerThread<Words4> result;
+    uint32_t* word = result[0].v;
+    asm volatile(
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+        : "r"(SharedAddress(rows[0]))
+        : "memory");
+    return result;
+  }
+  __device__ __forceinline__ PerThread<Words4> LoadTransposed(
+      PerThread<const void*>& rows) const {
+    PerThread<Words4> result;
+    uint32_t* word = result[0].v;
+    asm volatile(
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+        : "r"(SharedAddress(rows[0]))
+        : "memory");
+    return result;
   }
 
   __device__ __forceinline__ void CopyAsync(void* to, const void* from) const {

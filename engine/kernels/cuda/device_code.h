@@ -13,6 +13,9 @@
 //   Ballot(v)             bit i: v of lane i is not zero
 //   WarpMax(v), WarpSum(v)  over the 32 lanes, in each of them
 //   BinaryMma(c, a, b)    c += popc(A & B), m16n8k256, see binary_mos_layout.h
+//   HalfMma(c, a, b)      c += A B in f16, m16n8k16, see half_mma.h
+//   LoadMatrices(p)       four matrices of 8 x 8 halves, see half_mma.h
+//   LoadTransposed(p)     the same, each transposed
 //   x(), y(), shared()    block index; shared_bytes() of memory, aligned to 16
 //   CopyAsync(to, from)   16 bytes from global to shared memory, aligned; the
 //                         thread has them after AwaitCopies, others after a

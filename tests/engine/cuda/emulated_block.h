@@ -17,8 +17,10 @@
 #include <vector>
 
 #include "engine/core/check.h"
+#include "engine/core/float16.h"
 #include "engine/kernels/cuda/binary_mos_layout.h"
 #include "engine/kernels/cuda/device_code.h"
+#include "engine/kernels/cuda/half_mma.h"
 #include "engine/kernels/cuda/kernel.h"
 
 namespace binarymos {
@@ -186,10 +188,84 @@ class EmulatedBlock {
     }
   }
 
+  // mma.m16n8k16.row.col.f32.f16.f16.f32, element by element (element i of a
+  // fragment is half i % 2 of its register i / 2):
+  //   A: row = groupID + 8 * (i / 2 % 2), k = 2 * t + i % 2 + 8 * (i / 4)
+  //   B: column = groupID, k = 2 * t + i % 2 + 8 * (i / 2)
+  //   C: row = groupID + 8 * (i / 2), column = 2 * t + i % 2
+  // Adds in double and rounds once: a tensor core is not as precise.
+  void HalfMma(PerThread<cuda::FloatFragment>& c,
+               PerThread<cuda::HalfFragmentA>& a,
+               PerThread<cuda::HalfFragmentB>& b) {
+    const auto half = [](const uint32_t* words, int i) {
+      return HalfToFloat(static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16)));
+    };
+    for (int warp = 0; warp < num_threads_; warp += cuda::kWarp) {
+      float rows[cuda::kHalfMmaRows][cuda::kHalfMmaDepth];
+      float columns[cuda::kHalfMmaColumns][cuda::kHalfMmaDepth];
+      for (int lane = 0; lane < cuda::kWarp; ++lane) {
+        const int group = lane >> 2;
+        const int t = lane & 3;
+        for (int i = 0; i < 8; ++i) {
+          rows[group + 8 * (i / 2 % 2)][2 * t + i % 2 + 8 * (i / 4)] =
+              half(a[warp + lane].v, i);
+        }
+        for (int i = 0; i < 4; ++i) {
+          columns[group][2 * t + i % 2 + 8 * (i / 2)] =
+              half(b[warp + lane].v, i);
+        }
+      }
+      for (int lane = 0; lane < cuda::kWarp; ++lane) {
+        for (int i = 0; i < 4; ++i) {
+          const float* row = rows[(lane >> 2) + 8 * (i / 2)];
+          const float* column = columns[2 * (lane & 3) + i % 2];
+          double sum = c[warp + lane].v[i];
+          for (int k = 0; k < cuda::kHalfMmaDepth; ++k) {
+            sum += static_cast<double>(row[k]) * column[k];
+          }
+          c[warp + lane].v[i] = static_cast<float>(sum);
+        }
+      }
+    }
+  }
+
+  PerThread<cuda::Words4> LoadMatrices(PerThread<const void*>& rows) {
+    return GatherMatrices(rows, [](auto& matrix, int group, int t, int i) {
+      return matrix(group, 2 * t + i);
+    });
+  }
+  PerThread<cuda::Words4> LoadTransposed(PerThread<const void*>& rows) {
+    return GatherMatrices(rows, [](auto& matrix, int group, int t, int i) {
+      return matrix(2 * t + i, group);
+    });
+  }
+
  private:
   struct alignas(16) Aligned {
     uint32_t words[4];
   };
+
+  // Half i of word m of lane 4 group + t is element(matrix m, group, t, i).
+  template <typename F>
+  PerThread<cuda::Words4> GatherMatrices(PerThread<const void*>& rows,
+                                         F element) {
+    PerThread<cuda::Words4> result;
+    for (int warp = 0; warp < num_threads_; warp += cuda::kWarp) {
+      for (int m = 0; m < 4; ++m) {
+        const auto matrix = [&](int row, int column) -> uint32_t {
+          const void* address = rows[warp + 8 * m + row];
+          BINARYMOS_CHECK(reinterpret_cast<uintptr_t>(address) % 16 == 0);
+          return static_cast<const uint16_t*>(address)[column];
+        };
+        for (int lane = 0; lane < cuda::kWarp; ++lane) {
+          result[warp + lane].v[m] = element(matrix, lane >> 2, lane & 3, 0) |
+                                     element(matrix, lane >> 2, lane & 3, 1)
+                                         << 16;
+        }
+      }
+    }
+    return result;
+  }
 
   // The same place in the shared memory of another block of the cluster.
   template <typename T>
