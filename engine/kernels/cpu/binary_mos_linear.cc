@@ -109,7 +109,7 @@ const BinaryMosKernels& KernelsFor(BinaryMosPath path) {
 void CarveTile(int64_t tokens, int64_t num_slices, Carver& carver,
                BinaryMosTile& tile) {
   tile.tokens = tokens;
-  tile.gates = carver.Take<float>(tokens * kMaxBinaryMosExperts);
+  tile.gates = carver.Take<float[kMaxBinaryMosExperts]>(tokens);
   tile.slices = carver.Take<BinaryMosSlice>(num_slices * tokens);
   tile.tables = carver.Take<uint8_t>(num_slices * tokens * kTableBytes);
 }
@@ -123,19 +123,24 @@ size_t TileBytes(int64_t tokens, int64_t num_slices) {
 
 void RunTile(const BinaryMosLayer& layer, const BinaryMosKernels& kernels,
              const BinaryMosTile& tile, float* gate_sums, ThreadPool& pool) {
-  // Few tokens: several threads share one's slices.
+  // Few tokens: several threads share the slices of two.
+  const int64_t pairs = CeilDiv(tile.tokens, 2);
   const int64_t parts =
-      std::min(CeilDiv(pool.num_threads(), tile.tokens), layer.num_slices);
-  pool.ParallelFor(tile.tokens * parts, 1, [&](int64_t begin, int64_t end) {
+      std::min(CeilDiv(pool.num_threads(), pairs), layer.num_slices);
+  pool.ParallelFor(pairs * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i / parts * 2;
+      const int tokens =
+          static_cast<int>(std::min<int64_t>(2, tile.tokens - first));
       const int64_t part = i % parts;
-      kernels.prepare(layer, tile, i / parts, part * layer.num_slices / parts,
+      kernels.prepare(layer, tile, first, tokens,
+                      part * layer.num_slices / parts,
                       (part + 1) * layer.num_slices / parts);
     }
   });
   if (gate_sums != nullptr) {
     for (int64_t t = 0; t < tile.tokens; ++t) {
-      const float* g = tile.gates + t * kMaxBinaryMosExperts;
+      const float* g = tile.gates[t];
       for (int e = 0; e < layer.num_experts; ++e) gate_sums[e] += g[e];
     }
   }

@@ -108,50 +108,58 @@ inline void Gates(const BinaryMosLayer& layer, const float* x, float* g) {
   for (e = 0; e < experts; ++e) g[e] = g[e] / sum;
 }
 
-// 16 elements from k of sum over e of g[e] * scale[e], scale: [E, size] f16.
-template <bool kWhole>
-inline Lanes16 MixedScale(const float* g, int experts, const uint16_t* scale,
-                          int64_t k, int64_t size) {
-  Lanes16 sum = Zero();
+// mixed[t] = 16 elements from k of sum over e of g[t][e] * scale[e], scale:
+// [E, size] f16.
+template <bool kWhole, int kTokens>
+inline void MixScale(const float (*g)[kMaxBinaryMosExperts], int experts,
+                     const uint16_t* scale, int64_t k, int64_t size,
+                     Lanes16 mixed[kTokens]) {
+  for (int t = 0; t < kTokens; ++t) mixed[t] = Zero();
   for (int e = 0; e < experts; ++e) {
     const Lanes16 each = LoadElements<kWhole>(scale + e * size, k, size);
-    sum = Fma(Set1(g[e]), each, sum);
+    for (int t = 0; t < kTokens; ++t) {
+      mixed[t] = Fma(Set1(g[t][e]), each, mixed[t]);
+    }
   }
-  return sum;
 }
 
-// u = x ⊙ s_in for the inputs of one slice, zeros where there is no input.
-// Returns max |u|, or NaN if an element is not finite.
-template <bool kWhole>
-inline float ScaleInputs(const BinaryMosLayer& layer, const float* x,
-                         const float* g, int64_t slice, float u[kSliceInputs]) {
+// u[t] = x[t] ⊙ s_in[t] for the inputs of one slice, zeros where there is no
+// input. max[t]: the largest |u[t]|, or NaN if an element is not finite.
+template <bool kWhole, int kTokens>
+inline void ScaleInputs(const BinaryMosLayer& layer, const float* x,
+                        const float (*g)[kMaxBinaryMosExperts], int64_t slice,
+                        float (*u)[kSliceInputs], float max[kTokens]) {
   const int64_t first = slice * kSliceInputs;
   const int64_t in = layer.in_features;
-  Lanes16 max = Zero();
-  Lanes16 finite = Zero();  // 0, or NaN after an infinity or NaN
+  Lanes16 largest[kTokens];
+  Lanes16 finite[kTokens];  // 0, or NaN after an infinity or NaN
+  for (int t = 0; t < kTokens; ++t) largest[t] = finite[t] = Zero();
   for (int i = 0; i < kSliceInputs; i += kLanes) {
-    Lanes16 value = Zero();
-    if (const int64_t k = first + i; kWhole || k < in) {
-      value =
-          Mul(LoadElements<kWhole>(x, k, in),
-              MixedScale<kWhole>(g, layer.num_experts, layer.in_scale, k, in));
+    const int64_t k = first + i;
+    const bool any = kWhole || k < in;
+    Lanes16 scale[kTokens];
+    if (any) {
+      MixScale<kWhole, kTokens>(g, layer.num_experts, layer.in_scale, k, in,
+                                scale);
     }
-    max = Max(Abs(value), max);
-    finite = Fma(value, Zero(), finite);
-    Store(value, u + i);
+    for (int t = 0; t < kTokens; ++t) {
+      const Lanes16 value =
+          any ? Mul(LoadElements<kWhole>(x + t * in, k, in), scale[t]) : Zero();
+      largest[t] = Max(Abs(value), largest[t]);
+      finite[t] = Fma(value, Zero(), finite[t]);
+      Store(value, u[t] + i);
+    }
   }
-  return ReduceMax(max) + ReduceAdd(finite);
+  for (int t = 0; t < kTokens; ++t) {
+    max[t] = ReduceMax(largest[t]) + ReduceAdd(finite[t]);
+  }
 }
 
+// A slice of scaled inputs u, max |u| as ScaleInputs() found it.
 template <typename Core>
-BinaryMosSlice PrepareSlice(const BinaryMosLayer& layer, const float* x,
-                            const float* g, int64_t slice, float qmax,
+BinaryMosSlice PrepareSlice(const float u[kSliceInputs], float max, float qmax,
                             uint8_t* table) {
-  alignas(64) float u[kSliceInputs];
   alignas(64) int16_t q[kSliceInputs];
-  const bool whole = (slice + 1) * kSliceInputs <= layer.in_features;
-  const float max = whole ? ScaleInputs<true>(layer, x, g, slice, u)
-                          : ScaleInputs<false>(layer, x, g, slice, u);
   if (max < 0x1p-100f) return {.scale = 0.0f};
   if (max != max) return {.scale = max};
   Core::Quantize(u, qmax / max, q);
@@ -178,20 +186,41 @@ BinaryMosSlice PrepareSlice(const BinaryMosLayer& layer, const float* x,
           .wide = max_pair >= kTwoDigits};
 }
 
-template <typename Core>
-void Prepare(const BinaryMosLayer& layer, const BinaryMosTile& tile,
-             int64_t token, int64_t begin, int64_t end) {
-  const float* x = tile.x + token * layer.in_features;
-  float g[kMaxBinaryMosExperts];
-  Gates(layer, x, g);
-  if (begin == 0) {
-    float* stored = tile.gates + token * kMaxBinaryMosExperts;
-    for (int e = 0; e < layer.num_experts; ++e) stored[e] = g[e];
+// Tokens [first, first + kTokens), which share the conversion of the scales.
+template <typename Core, int kTokens>
+void PrepareTokens(const BinaryMosLayer& layer, const BinaryMosTile& tile,
+                   int64_t first, int64_t begin, int64_t end) {
+  const float* x = tile.x + first * layer.in_features;
+  float g[kTokens][kMaxBinaryMosExperts];
+  for (int t = 0; t < kTokens; ++t) {
+    Gates(layer, x + t * layer.in_features, g[t]);
+    if (begin != 0) continue;
+    float* stored = tile.gates[first + t];
+    for (int e = 0; e < layer.num_experts; ++e) stored[e] = g[t][e];
   }
   for (int64_t s = begin; s < end; ++s) {
-    const int64_t i = s * tile.tokens + token;
-    tile.slices[i] = PrepareSlice<Core>(layer, x, g, s, tile.qmax,
-                                        tile.tables + i * kTableBytes);
+    alignas(64) float u[kTokens][kSliceInputs];
+    float max[kTokens];
+    if ((s + 1) * kSliceInputs <= layer.in_features) {
+      ScaleInputs<true, kTokens>(layer, x, g, s, u, max);
+    } else {
+      ScaleInputs<false, kTokens>(layer, x, g, s, u, max);
+    }
+    for (int t = 0; t < kTokens; ++t) {
+      const int64_t i = s * tile.tokens + first + t;
+      tile.slices[i] = PrepareSlice<Core>(u[t], max[t], tile.qmax,
+                                          tile.tables + i * kTableBytes);
+    }
+  }
+}
+
+template <typename Core>
+void Prepare(const BinaryMosLayer& layer, const BinaryMosTile& tile,
+             int64_t first, int tokens, int64_t begin, int64_t end) {
+  if (tokens == 1) {
+    PrepareTokens<Core, 1>(layer, tile, first, begin, end);
+  } else {
+    PrepareTokens<Core, 2>(layer, tile, first, begin, end);
   }
 }
 
@@ -199,10 +228,10 @@ void Prepare(const BinaryMosLayer& layer, const BinaryMosTile& tile,
 inline void StoreRows(const BinaryMosLayer& layer, const BinaryMosTile& tile,
                       int64_t token, int64_t row, const float* sums) {
   const int64_t out = layer.out_features;
-  const float* g = tile.gates + token * kMaxBinaryMosExperts;
   float* y = tile.y + token * out;
-  const Lanes16 scale =
-      MixedScale<false>(g, layer.num_experts, layer.out_scale, row, out);
+  Lanes16 scale;
+  MixScale<false, 1>(tile.gates + token, layer.num_experts, layer.out_scale,
+                     row, out, &scale);
   Lanes16 value = layer.bias == nullptr
                       ? Mul(Load(sums), scale)
                       : Fma(Load(sums), scale, LoadAt(layer.bias, row, out));

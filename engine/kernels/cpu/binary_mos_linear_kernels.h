@@ -56,17 +56,17 @@ struct BinaryMosTile {
   float* y;            // [tokens, out]
   bool accumulate;
   float qmax;
-  float* gates;            // [tokens, kMaxBinaryMosExperts]
-  BinaryMosSlice* slices;  // [num_slices, tokens]
-  uint8_t* tables;         // [num_slices, tokens, kTableBytes]
+  float (*gates)[kMaxBinaryMosExperts];  // [tokens]
+  BinaryMosSlice* slices;                // [num_slices, tokens]
+  uint8_t* tables;                       // [num_slices, tokens, kTableBytes]
 };
 
 struct BinaryMosKernels {
-  // Quantizes slices [begin, end) of one token and builds their tables. The
-  // gates are cheap next to that, so every call computes them anew instead of
-  // waiting for another; the one with begin == 0 stores them.
+  // Quantizes slices [begin, end) of one or two tokens from `first` and builds
+  // their tables. The gates are cheap next to that, so every call computes them
+  // anew instead of waiting for another; the one with begin == 0 stores them.
   void (*prepare)(const BinaryMosLayer& layer, const BinaryMosTile& tile,
-                  int64_t token, int64_t begin, int64_t end);
+                  int64_t first, int tokens, int64_t begin, int64_t end);
   // y of all tokens of the tile, for the rows of strips [begin, end), at most
   // kTaskStrips of them. They take turns at each slice, so that its tables are
   // read from a near cache by all but the first.
