@@ -113,10 +113,44 @@ cuda::RopeAndWriteKv<T> RopeKernel(const AttentionShape& shape,
           .values = static_cast<T*>(kv.values.data)};
 }
 
-template <typename T>
-cuda::Attention<T> AttentionKernel(const cuda::AttentionArgs& args,
-                                   const KvLayer& kv) {
-  return {args, static_cast<T*>(kv.keys.data), static_cast<T*>(kv.values.data)};
+// The kernel with as many tiles as suit the device.
+template <typename K, typename Cell>
+cuda::Kernel WithTiles(cuda::AttentionArgs args, const KvLayer& kv,
+                       size_t max_shared_bytes) {
+  K kernel{args, static_cast<Cell*>(kv.keys.data),
+           static_cast<Cell*>(kv.values.data)};
+  const auto bytes_with = [&](int num_tiles) {
+    kernel.args.num_tiles = num_tiles;
+    return kernel.shared_bytes();
+  };
+  // As many as leave room for another block, so that one computes while the
+  // other waits; where none do, as many as fit; one at least.
+  for (const size_t most : {(max_shared_bytes - 1024) / 2, max_shared_bytes}) {
+    for (int n = K::kMaxTiles; n > 0; --n) {
+      if (bytes_with(n) <= most) return kernel;
+    }
+  }
+  return kernel;
+}
+
+// An attention kernel.
+struct AttentionKind {
+  int max_head_dim;
+  int (*tokens_per_block)(int group);
+  cuda::Kernel (*kernel)(cuda::AttentionArgs args, const KvLayer& kv,
+                         size_t max_shared_bytes);
+};
+template <typename K, typename Cell>
+constexpr AttentionKind kAttentionKind = {K::kMaxHeadDim, &K::TokensPerBlock,
+                                          &WithTiles<K, Cell>};
+
+const AttentionKind& KindOf(const KvLayer& kv, int head_dim) {
+  using Halves128 = cuda::Attention<uint16_t, 128>;
+  using Halves512 = cuda::Attention<uint16_t, 512>;
+  if (!IsF16(kv)) return kAttentionKind<cuda::FloatAttention, float>;
+  return head_dim <= Halves128::kMaxHeadDim
+             ? kAttentionKind<Halves128, uint16_t>
+             : kAttentionKind<Halves512, uint16_t>;
 }
 
 }  // namespace
@@ -348,8 +382,8 @@ void CudaBackend::BeginStep(const BatchView& batch) {
   BINARYMOS_CHECK(batch_ == nullptr) << "BeginStep inside a step";
   batch_ = &batch;
   if (!status_.ok()) return;
-  Update(device_batch_.Upload(batch, std::max(1, device_batch_.group()),
-                              *driver_));
+  Update(device_batch_.Upload(
+      batch, std::max(1, device_batch_.tokens_per_block()), *driver_));
   if (device_batch_.num_moves() == batch_moves_) return;
   ForgetGraphs();
   batch_moves_ = device_batch_.num_moves();
@@ -421,9 +455,10 @@ void CudaBackend::Repeat(const RepeatKey& key,
   const bool worth_it = step.num_tokens() == step.num_seqs() &&
                         step.num_seqs() <= kMaxRecordedSeqs;
   if (!options_.graphs || !worth_it || !status_.ok()) return operations();
-  CudaGraphs::Entry& entry = graphs_.Use(
-      {key, step.num_tokens(), step.num_logit_rows(),
-       RoundSplits(device_batch_.max_splits()), device_batch_.group()});
+  CudaGraphs::Entry& entry =
+      graphs_.Use({key, step.num_tokens(), step.num_logit_rows(),
+                   RoundSplits(device_batch_.max_splits()),
+                   device_batch_.tokens_per_block()});
   if (entry.uses == 1 || entry.refused) return operations();
   if (entry.graph == nullptr && !Record(operations, entry.graph)) {
     entry.refused = true;
@@ -636,17 +671,17 @@ void CudaBackend::RopeAndWriteKv(const AttentionShape& shape,
   }
 }
 
-const CudaBatch& CudaBackend::BatchFor(const AttentionShape& shape) {
-  BINARYMOS_CHECK_EQ(shape.num_heads % shape.num_kv_heads, 0);
-  const int group = shape.num_heads / shape.num_kv_heads;
-  if (group != device_batch_.group() && status_.ok()) {
+const CudaBatch& CudaBackend::BatchFor(int tokens_per_block) {
+  if (tokens_per_block != device_batch_.tokens_per_block() && status_.ok()) {
     if (recording_) {
       Update(NotRecordable("attention of different shapes"));
       return device_batch_;
     }
     // The first step of a model, and no other.
     Update(driver_->Synchronize());
-    if (status_.ok()) Update(device_batch_.Upload(batch(), group, *driver_));
+    if (status_.ok()) {
+      Update(device_batch_.Upload(batch(), tokens_per_block, *driver_));
+    }
   }
   return device_batch_;
 }
@@ -679,13 +714,17 @@ void CudaBackend::Attend(const AttentionShape& shape, const ConstTensorView& q,
                          cuda::AttentionArgs args) {
   const int64_t tokens = batch().num_tokens();
   BINARYMOS_CHECK_EQ(q.shape[0], tokens);
-  const CudaBatch& batch = BatchFor(shape);
+  BINARYMOS_CHECK_EQ(shape.num_heads % shape.num_kv_heads, 0);
+  const AttentionKind& kind = KindOf(kv, shape.head_dim);
+  const CudaBatch& batch =
+      BatchFor(kind.tokens_per_block(shape.num_heads / shape.num_kv_heads));
   args.num_heads = shape.num_heads;
   args.num_kv_heads = shape.num_kv_heads;
   args.head_dim = shape.head_dim;
   args.scale = 1.0f / std::sqrt(static_cast<float>(shape.head_dim));
   args.num_blocks = batch.num_query_blocks();
   args.blocks = batch.query_blocks();
+  args.tokens_per_block = batch.max_block_tokens();
   args.positions = batch.positions();
   args.block_tables = batch.block_tables();
   args.block_table_starts = batch.block_table_starts();
@@ -698,33 +737,23 @@ void CudaBackend::Attend(const AttentionShape& shape, const ConstTensorView& q,
                              (shape.head_dim + int64_t{2}) * sizeof(float);
   const bool apart =
       splits > 1 && state_bytes <= attention_states_.bytes() &&
-      args.num_blocks * shape.num_kv_heads < 2 * driver_->info().num_sms;
+      2 * args.num_blocks * shape.num_kv_heads < 3 * driver_->info().num_sms;
   if (apart) {
     args.num_splits = splits;
     args.states = static_cast<float*>(attention_states_.data());
   }
-  // Two tiles hide the way to memory; where they do not fit, one has to do.
-  const auto kernel_of = [&](int num_tiles) {
-    args.num_tiles = num_tiles;
-    return IsF16(kv) ? cuda::Kernel(AttentionKernel<uint16_t>(args, kv))
-                     : cuda::Kernel(AttentionKernel<float>(args, kv));
-  };
-  const auto shared_of = [](const cuda::Kernel& kernel) {
-    return std::visit([](const auto& one) { return one.shared_bytes(); },
-                      kernel);
-  };
-  cuda::Kernel kernel = kernel_of(2);
-  if (shared_of(kernel) > driver_->info().max_shared_bytes) {
-    kernel = kernel_of(1);
-  }
-  const size_t shared = shared_of(kernel);
-  if (shared > driver_->info().max_shared_bytes) {
+  const size_t max_shared = driver_->info().max_shared_bytes;
+  const cuda::Kernel kernel = kind.kernel(args, kv, max_shared);
+  const size_t shared =
+      std::visit([](const auto& one) { return one.shared_bytes(); }, kernel);
+  if (shape.head_dim > kind.max_head_dim || shared > max_shared) {
     return Update(absl::UnimplementedError(absl::StrCat(
         "attention with head_dim ", shape.head_dim, ", ",
         shape.num_heads / shape.num_kv_heads,
         " heads per KV head and a cache of ", Name(kv.keys.dtype), " takes ",
-        shared, " bytes of shared memory; this device has ",
-        driver_->info().max_shared_bytes, "; use --device=cpu")));
+        shared, " bytes of shared memory; this device has ", max_shared,
+        " and the kernel is for head_dim up to ", kind.max_head_dim,
+        "; use --device=cpu")));
   }
   Launch(kernel);
   if (apart) Launch(cuda::MergeAttention{args, tokens});

@@ -37,8 +37,12 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
     const CudaBackendOptions& options);
 
 // Enqueues kernels (engine/kernels/cuda) and owns the workspaces between them.
-// With equal activation_bits the results are those of CpuBackend bit for bit,
-// NaN payloads aside. After a failed operation every further one is skipped and
+// With equal activation_bits, linears, norms, RoPE, SwiGlu and attention over a
+// cache in f32 give the bits of CpuBackend, NaN payloads aside; attention over
+// a cache in f16 is computed by tensor cores and is near them
+// (engine/kernels/cuda/attention.h). What this backend computes for a sequence
+// does not depend, bit for bit, on the rest of the batch, on chunks or on
+// recordings. After a failed operation every further one is skipped and
 // EndStep keeps returning the failure: a broken device stays broken. Threads as
 // Backend.
 class CudaBackend : public Backend {
@@ -148,8 +152,8 @@ class CudaBackend : public Backend {
               const KvLayer& kv, const TensorView& out,
               cuda::AttentionArgs args);
 
-  // The batch with its queries in blocks for this shape.
-  const CudaBatch& BatchFor(const AttentionShape& shape);
+  // The batch with its queries in blocks of up to as many tokens.
+  const CudaBatch& BatchFor(int tokens_per_block);
 
   const std::unique_ptr<CudaDriver> driver_;
   const CudaBackendOptions options_;

@@ -16,9 +16,9 @@ size_t Align(size_t bytes) {
 
 }  // namespace
 
-absl::Status CudaBatch::Upload(const BatchView& batch, int group,
+absl::Status CudaBatch::Upload(const BatchView& batch, int tokens_per_block,
                                CudaDriver& driver) {
-  FindBlocks(batch, group);
+  FindBlocks(batch, tokens_per_block);
   const struct {
     std::span<const std::byte> bytes;
     size_t& offset;
@@ -48,20 +48,23 @@ absl::Status CudaBatch::Upload(const BatchView& batch, int group,
   return driver.CopyToDevice(device_.data(), pinned_.data(), total);
 }
 
-void CudaBatch::FindBlocks(const BatchView& batch, int group) {
-  group_ = group;
+void CudaBatch::FindBlocks(const BatchView& batch, int tokens_per_block) {
+  tokens_per_block_ = tokens_per_block;
   max_splits_ = 0;
+  max_block_tokens_ = 0;
   blocks_.clear();
-  const int step = cuda::TokensPerBlock(group);
   for (int s = 0; s < batch.num_seqs(); ++s) {
     const int begin = batch.query_starts[s];
     // From the last token down: the longest work starts first.
     for (int end = batch.query_starts[s + 1]; end > begin;) {
-      const int first = std::max(begin, end - step);
-      const int splits = cuda::NumSplits(batch.positions[end - 1]);
-      blocks_.push_back({s, first, end - first, splits});
+      const int last = batch.positions[end - 1];
+      const int in_tile = last % cuda::kAttentionTile + 1;
+      const int count = std::min({tokens_per_block, in_tile, end - begin});
+      const int splits = cuda::NumSplits(last);
+      blocks_.push_back({s, end - count, count, splits});
       max_splits_ = std::max(max_splits_, splits);
-      end = first;
+      max_block_tokens_ = std::max(max_block_tokens_, count);
+      end -= count;
     }
   }
 }

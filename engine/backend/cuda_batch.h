@@ -19,9 +19,10 @@ namespace binarymos {
 // backend's thread.
 class CudaBatch {
  public:
-  // Enqueues the copy. `group`: query heads per KV head, which decides the
-  // blocks of queries. REQUIRES: the copy before has run.
-  absl::Status Upload(const BatchView& batch, int group, CudaDriver& driver);
+  // Enqueues the copy. Blocks of queries get up to `tokens_per_block` tokens.
+  // REQUIRES: the copy before has run.
+  absl::Status Upload(const BatchView& batch, int tokens_per_block,
+                      CudaDriver& driver);
 
   // Makes room for batches of `max_tokens` tokens with tables of 64 blocks
   // each, or longer ones of fewer.
@@ -29,7 +30,8 @@ class CudaBatch {
   // Times that the memory has moved.
   int num_moves() const { return num_moves_; }
 
-  int group() const { return group_; }  // of the last Upload; 0 before it
+  // Of the last Upload; 0 before it.
+  int tokens_per_block() const { return tokens_per_block_; }
 
   // Device memory, see BatchView.
   const int32_t* tokens() const { return At<int32_t>(tokens_); }
@@ -49,6 +51,7 @@ class CudaBatch {
     return static_cast<int64_t>(blocks_.size());
   }
   int max_splits() const { return max_splits_; }  // of a query block
+  int max_block_tokens() const { return max_block_tokens_; }
 
  private:
   template <typename T>
@@ -56,12 +59,13 @@ class CudaBatch {
     return reinterpret_cast<const T*>(static_cast<const char*>(device_.data()) +
                                       offset);
   }
-  void FindBlocks(const BatchView& batch, int group);
+  void FindBlocks(const BatchView& batch, int tokens_per_block);
   absl::Status ReserveBytes(size_t bytes, CudaDriver& driver);
 
   int num_moves_ = 0;
-  int group_ = 0;
+  int tokens_per_block_ = 0;
   int max_splits_ = 0;
+  int max_block_tokens_ = 0;
   std::vector<cuda::QueryBlock> blocks_;
   Buffer pinned_;
   Buffer device_;

@@ -17,8 +17,8 @@ struct CudaGraphKey {
   RepeatKey operations;
   int num_tokens = 0;  // a token per sequence
   int num_logit_rows = 0;
-  int num_splits = 0;  // of the attention, rounded up
-  int group = 0;       // query heads per KV head
+  int num_splits = 0;        // of the attention, rounded up
+  int tokens_per_block = 0;  // of queries
   friend bool operator==(const CudaGraphKey&, const CudaGraphKey&) = default;
 };
 

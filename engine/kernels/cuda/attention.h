@@ -1,5 +1,4 @@
-// Causal attention over the paged KV cache, in the arithmetic of
-// engine/kernels/cpu/attention_kernel.h.
+// Causal attention over the paged KV cache, on tensor cores.
 //
 //   score[j] = (q · k[j]) * scale
 //   per tile of 64 positions: m' = max(m, max score), c = exp(m - m'),
@@ -7,604 +6,917 @@
 //   v[j]; splits of 256 positions from nothing, merged ascending
 //
 // q, out [tokens, heads, head_dim] f32; keys, values [blocks, kv_heads, 16,
-// head_dim] f16 or f32
+// head_dim] f16
 //
-// Threads. A block has a KV head and the queries of some consecutive tokens of
-// a sequence (with GQA, of all heads that share the KV head). Tiles of K and V
-// lie in shared memory: while one is used, the next is copied (cp.async), so
-// that a block waits for memory once and not once per tile. Scores: a thread
-// per (query, position) keeps the 16 canonical lanes of its dot product in
-// registers. Values: a thread per
-// (query, dimension), positions ascending. One block does all splits of its
-// queries, or, where few queries have long contexts, one split each, and
-// MergeAttention follows: the same arithmetic.
+// Precision. K and V are what the tensor core takes; q and p become two halves
+// each, hi + lo (half_mma.h). q is scaled by a power of two, so that its
+// largest element is in [2^14, 2^15), p by 2^15: no half that matters is
+// subnormal or overflows. 8 queries are the 16 rows of an MMA, row g the hi and
+// row g + 8 the lo of query g: one lane has both in its C fragment and adds
+// them. So scores and values lose 2^-22 of their terms to the halves, and
+// what the sums in f32 lose: the precision of f32, not its bits. An infinite
+// value gives NaN.
 //
-// Bytes: K and V of the context once per block of queries, 4 head_dim per
-// position in f16. 7B, context 2,048, batch 8 on an H200: 8.6 GB per token over
-// 32 layers, 2.0 ms of memory. Predicted: 80 % of bandwidth, about 2.5 ms.
+// One arithmetic. An element of C depends on its row of A, its column of B and
+// its C. Steps run over dimensions and positions ascending, zeros past the end
+// included; maxima are exact, Σ p has one tree. Hence a query's result does not
+// depend on who shares its block, on chunks, or on whether splits are apart.
+// Masked positions have p = 0, and values past the end are zeros, for 0 * NaN
+// is NaN; where a query's tile holds an infinity or NaN that another query of
+// the block may see and it may not, each token's turn has what follows cleared
+// (AddValuesByToken).
+//
+// Threads. A block has a KV head and up to 32 queries (8 where heads are longer
+// than 128): of consecutive tokens, all heads of a group. Tiles of K and V lie
+// in shared memory, the next one or two on their way (cp.async). Of a tile each
+// of the four warps has 16 positions of the scores and every fourth 16 of the
+// values' dimensions, for all queries; weights go from the one to the other by
+// way of shared memory. Three barriers per tile. One block does all splits of
+// its queries, or, where few queries have long contexts, one split each, and
+// MergeAttention follows.
+//
+// Per tile of head_dim 128, 32 queries: 512 MMAs; 168 KiB through shared
+// memory (keys 16, queries 64, weights 8 and 32, values 16, copies 32), 1,340
+// clocks; 1,200 instructions per warp, half of them exponentials, 1,200 clocks.
+// 8 queries: 128 MMAs, 90 KiB, 720 clocks.
+//
+// Decode, bytes: 4 head_dim per position and KV head. 2 blocks per
+// multiprocessor with 64 KiB each on their way, where 20 KiB at 4 TB/s would
+// do; a tile comes in 2,000 clocks and takes 900. Predicted for 7B, context
+// 2,048, on an H200 (read at up to 3.9 TB/s, a layer and sequence 34 MB): 64
+// sequences 0.61 ms per layer, 8 sequences 77 us, 90 % of what a read reaches.
+//
+// A prompt of 2,048, 7B: 32 heads of 64 blocks of 32 queries, 16.5 tiles each:
+// 256 tiles per multiprocessor. MMAs 0.12 ms, shared memory 0.19, instructions
+// 0.17, K and V from L2 (1.1 GB) 0.2. Two blocks per multiprocessor overlap
+// them in part. Predicted: 0.4 ms per layer.
 #pragma once
 
-#include "engine/kernels/cuda/canonical_math.h"
-#include "engine/kernels/cuda/device_code.h"
-#include "engine/kernels/cuda/rope.h"
+#include "engine/kernels/cuda/attention_args.h"
+#include "engine/kernels/cuda/half_mma.h"
+#include "engine/kernels/cuda/kv_cells.h"
 
 namespace binarymos::cuda {
 
-inline constexpr int kAttentionTile = 64;
-inline constexpr int kAttentionSplit = 256;
-inline constexpr int kMaxHeadDim = 512;
-
-// Consecutive tokens of one sequence whose queries share the reading of K, V.
-struct QueryBlock {
-  int32_t sequence;
-  int32_t first_token;
-  int32_t num_tokens;
-  int32_t num_splits;  // of its last token
-};
-
-// Queries (tokens times heads of a group) of a block: one token's group, or
-// about this many.
-inline constexpr int kBlockQueries = 16;
-constexpr int TokensPerBlock(int group) {
-  return group >= kBlockQueries ? 1 : kBlockQueries / group;
-}
-
-constexpr int NumSplits(int position) { return position / kAttentionSplit + 1; }
-
-struct AttentionArgs {
-  int num_heads = 0;
-  int num_kv_heads = 0;  // divides num_heads
-  int head_dim = 0;
-  float scale = 0.0f;
-  int64_t num_blocks = 0;                       // of queries
-  const QueryBlock* blocks = nullptr;           // [num_blocks]
-  const int32_t* positions = nullptr;           // [tokens]
-  const int32_t* block_tables = nullptr;        // all, one after the other
-  const int32_t* block_table_starts = nullptr;  // [sequences + 1]
-  const float* q = nullptr;
-  float* out = nullptr;
-  // [tokens, heads, num_splits, head_dim + 2] where splits are apart: largest
-  // score, sum, values.
-  float* states = nullptr;
-  int num_splits = 0;  // of the longest context; 0: one block does all
-  int num_tiles = 1;   // in shared memory at a time, 1 or 2
-  // Where present: q is not rotated yet, and key and value of each token's own
-  // position are not in the cache; the kernel does what RopeAndWriteKv would.
-  // Blocks of one token only. k, v [tokens, kv_heads, head_dim] f32.
-  const float* new_keys = nullptr;
-  const float* new_values = nullptr;
-  const int64_t* kv_slots = nullptr;  // [tokens]
-  const float* cos = nullptr;         // [positions, head_dim / 2]
-  const float* sin = nullptr;
-
-  BINARYMOS_DEVICE int group() const { return num_heads / num_kv_heads; }
-  BINARYMOS_DEVICE int64_t StateOf(int64_t token, int head, int split) const {
-    return ((token * num_heads + head) * num_splits + split) *
-           (head_dim + int64_t{2});
-  }
-};
-
-// What the merge of a further split does to sums and values.
-struct MergeFactors {
-  float max, keep, add;
-};
-BINARYMOS_DEVICE MergeFactors FactorsOf(float total_max, float next_max) {
-  const float max = Larger(total_max, next_max);
-  return {max, Exp(total_max - max), Exp(next_max - max)};
-}
-
-template <typename T>  // of the cache: float or uint16_t (f16)
+template <typename Cell, int kMaxDim>  // uint16_t (f16); 128 or 512
 struct Attention {
+  static constexpr int kMaxHeadDim = kMaxDim;
+  static constexpr int kMaxTiles = 3;
   static constexpr int kThreads = 128;
-  static constexpr int kPad = 16 / sizeof(T);  // against bank conflicts
+  static constexpr int kWarps = kThreads / kWarp;
+  static constexpr int kStep = kHalfMmaDepth;  // dimensions or positions
+  static constexpr int kGroupQueries = 8;      // that share an MMA
+  static constexpr int kGroups = kMaxHeadDim <= 128 ? 4 : 1;
+  static constexpr int kMaxQueries = kGroups * kGroupQueries;
+  // Steps of the values' dimensions that a warp has.
+  static constexpr int kUnits = kMaxHeadDim / (kStep * kWarps);
 
   AttentionArgs args;
-  T* keys = nullptr;  // written with args.new_keys only
-  T* values = nullptr;
+  Cell* keys = nullptr;  // written with args.new_keys only
+  Cell* values = nullptr;
+
+  static constexpr int TokensPerBlock(int group) {
+    return group >= kMaxQueries ? 1 : kMaxQueries / group;
+  }
 
   Grid grid() const {
-    return {args.num_blocks * args.num_kv_heads,
+    return {args.num_blocks * args.num_kv_heads * NumParts(),
             args.num_splits == 0 ? 1 : args.num_splits};
   }
   size_t shared_bytes() const {
-    const int group = args.num_heads / args.num_kv_heads;
-    const size_t queries = size_t{1} * TokensPerBlock(group) * group;
-    return args.num_tiles * 2 * sizeof(T) * kAttentionTile * Stride() +
-           queries * sizeof(float) *
-               (size_t{3} * Padded() + kAttentionTile + kScalars);
+    const size_t queries = size_t{1} * AllocatedGroups() * kGroupQueries;
+    return size_t{2} * args.num_tiles * TileCells() * sizeof(Cell) +
+           sizeof(Floats4) * AllocatedGroups() * kUnits * kThreads +
+           queries * (2 * sizeof(uint16_t) * (QueryStride() + kWeightStride) +
+                      sizeof(float) * (2 * kWarps + 1)) +
+           sizeof(uint32_t);
   }
 
   template <typename Block>
   BINARYMOS_DEVICE void operator()(Block& block) const {
-    const auto kv_head = static_cast<int>(block.x() % args.num_kv_heads);
-    const QueryBlock queries = args.blocks[block.x() / args.num_kv_heads];
-    const Memory memory = Carve(static_cast<char*>(block.shared()));
     const bool apart = args.num_splits != 0;
     const auto first = static_cast<int>(apart ? block.y() : 0);
-    const int end = apart ? first + 1 : queries.num_splits;
-    if (first >= queries.num_splits) return;  // the whole block
-    const int begin = first * kAttentionSplit;
-    const int past = PastOf(queries, end);
-    const int copied = CopiedOf(queries, past);
-    CopyTile(block, queries, kv_head, begin, copied, memory);
-    LoadQueries(block, queries, kv_head, memory);
-    for (int split = first; split < end; ++split) {
-      StartSplit(block, queries, memory);
-      for (int i = 0; i < kAttentionSplit / kAttentionTile; ++i) {
-        const int start = split * kAttentionSplit + i * kAttentionTile;
-        if (start >= past) break;
-        const int next = start + kAttentionTile;
-        if (args.num_tiles == 2) {
-          CopyTile(block, queries, kv_head, next, copied, memory);
-          block.template AwaitCopies<1>();
-        } else {
-          block.template AwaitCopies<0>();
-        }
-        if (copied < past && past - start <= kAttentionTile) {
-          AddNewPosition(block, queries, kv_head, past - 1, memory);
-        }
-        block.Sync();
-        AddTile(block, queries, start, memory);
-        block.Sync();  // everyone is done with the tile
-        if (args.num_tiles == 1) {
-          CopyTile(block, queries, kv_head, next, copied, memory);
-        }
-      }
-      if (apart) {
-        StoreStates(block, queries, kv_head, split, memory);
+    const Work work = WorkOf(block.x(), first, apart);
+    if (first >= work.queries.num_splits) return;  // the whole block
+    const Memory memory = Carve(static_cast<char*>(block.shared()));
+    const int last_tile = work.last_tile();
+    ClearPadding(block, memory);
+    const int ahead = args.num_tiles > 1 ? args.num_tiles - 1 : 1;
+    for (int i = 0; i < ahead; ++i) {
+      CopyTile(block, work, work.first_tile() + i, memory);
+    }
+    LoadQueries(block, work, memory);
+    State<Block> state;
+    for (int tile = work.first_tile(); tile <= last_tile; ++tile) {
+      if (tile % kTilesPerSplit == 0) StartSplit(block, state);
+      if (args.num_tiles == 3) {
+        block.template AwaitCopies<1>();
       } else {
-        Merge(block, queries, split, memory);
+        block.template AwaitCopies<0>();
+      }
+      if (work.copied < work.past && tile == last_tile) {
+        AddNewPosition(block, work, memory);
+      }
+      block.Sync();  // the tile is there, and everyone is done with the last
+      if (args.num_tiles > 1) {
+        CopyTile(block, work, tile + ahead, memory);
+      }
+      const bool careful = tile == last_tile && work.queries.num_tokens > 1;
+      if (careful) FindNonFinite(block, work, tile, memory);
+      WeighTile(block, work, tile, state, memory);
+      if (careful && *memory.found != 0) {
+        AddValuesByToken(block, work, tile, state, memory);
+      } else {
+        AddValues(block, work, tile, state, memory);
+      }
+      if (args.num_tiles == 1) {
+        block.Sync();
+        CopyTile(block, work, tile + 1, memory);
+      }
+      if (tile != last_tile && (tile + 1) % kTilesPerSplit != 0) continue;
+      if (apart) {
+        StoreStates(block, work, first, state);
+      } else {
+        Merge(block, work, tile / kTilesPerSplit, state, memory);
       }
     }
-    if (!apart) StoreOutputs(block, queries, kv_head, memory);
+    if (!apart) StoreOutputs(block, work, state, memory);
   }
 
  private:
-  enum Scalar { kMax, kSum, kNewMax, kCorrection, kTotalMax, kTotalSum };
-  static constexpr int kScalars = 8;
+  using Cells = KvCells<Cell>;
 
-  // Shared memory. `queries` rows each.
-  struct Memory {
-    T* keys;         // [num_tiles][kAttentionTile, Stride()]
-    T* values;       // same
-    float* q;        // [Padded()], zeros past head_dim
-    float* acc;      // [Padded()] of the split
-    float* total;    // [Padded()] of the splits before it
-    float* p;        // [kAttentionTile] scores, then weights
-    float* scalars;  // [kScalars]
+  static constexpr int kTilesPerSplit = kAttentionSplit / kAttentionTile;
+  static constexpr int kLoadBytes = 32;  // of a row, by one load
+  static constexpr int kLoadDims = kLoadBytes / sizeof(Cell);
+  static constexpr int kVector = 16 / sizeof(Cell);  // cells per copy
+  // Rows are an odd number of 16 bytes apart: 8 of them are in all banks.
+  static constexpr int kWeightStride = kAttentionTile + 8;
+  static constexpr float kWeightScale = 0x1p15f;
+
+  // What a block computes. With more heads per KV head than a block has
+  // queries, parts of them, of one token.
+  struct Work {
+    QueryBlock queries;
+    int kv_head;
+    int first_head;  // of all heads
+    int num_heads;
+    int first_split;
+    int past;    // the first position that no query sees, in these splits
+    int copied;  // the first position that is not copied from the cache
+
+    BINARYMOS_DEVICE int first_tile() const {
+      return first_split * kTilesPerSplit;
+    }
+    BINARYMOS_DEVICE int last_tile() const {
+      return (past - 1) / kAttentionTile;
+    }
+    BINARYMOS_DEVICE int count() const {
+      return queries.num_tokens * num_heads;
+    }
+    // Of rows without a query, those of the last one.
+    BINARYMOS_DEVICE int TokenOf(int query) const {
+      const int last = count() - 1;
+      return queries.first_token + (query < last ? query : last) / num_heads;
+    }
+    BINARYMOS_DEVICE int HeadOf(int query) const {
+      return first_head + query % num_heads;
+    }
   };
 
-  // head_dim up to whole vectors of lanes.
-  constexpr int Padded() const {
-    return static_cast<int>(CeilDiv(args.head_dim, kSumLanes)) * kSumLanes;
-  }
-  constexpr int Stride() const { return Padded() + kPad; }
+  // Shared memory.
+  struct Memory {
+    Cell* keys;         // [num_tiles][kAttentionTile, Stride()]
+    Cell* values;       // same
+    Floats4* total;     // [groups][kUnits][kThreads]: of the splits before
+    uint16_t* q;        // [groups][16, QueryStride()]: 8 rows of hi, 8 of lo
+    uint16_t* weights;  // [groups][16, kWeightStride], same rows
+    float* maxima;      // [queries][kWarps]
+    float* sums;        // [queries][kWarps]
+    float* factors;     // [queries] of scores: scale, and the power of two of q
+    uint32_t* found;    // whether AddValuesByToken is needed
+  };
 
-  BINARYMOS_DEVICE int NumQueries(const QueryBlock& queries) const {
-    return queries.num_tokens * args.group();
+  // In registers: a lane has queries lane / 4 of each group, in each warp.
+  template <typename Block>
+  struct State {
+    // Of the split: rows are hi and lo weights, columns dimensions of a unit.
+    typename Block::template PerThread<FloatFragment> acc[kGroups][kUnits][2];
+    typename Block::template PerThread<float> max[kGroups];
+    typename Block::template PerThread<float> sum[kGroups];
+    typename Block::template PerThread<float> correction[kGroups];
+    // Of the splits before it; their values are in Memory::total.
+    typename Block::template PerThread<float> total_max[kGroups];
+    typename Block::template PerThread<float> total_sum[kGroups];
+  };
+
+  // Parts of the heads that share a KV head.
+  constexpr int NumParts() const {
+    return static_cast<int>(CeilDiv(args.group(), kMaxQueries));
   }
-  BINARYMOS_DEVICE int Position(const QueryBlock& queries, int query) const {
-    return args.positions[queries.first_token + query / args.group()];
+  // Of 8 queries, in the fullest block.
+  constexpr int AllocatedGroups() const {
+    const int64_t queries = int64_t{1} * args.tokens_per_block * args.group();
+    const int64_t groups = CeilDiv(queries, kGroupQueries);
+    return groups < kGroups ? static_cast<int>(groups) : kGroups;
   }
-  // Positions of the tile at `start` that the query sees.
-  BINARYMOS_DEVICE int Visible(const QueryBlock& queries, int query,
-                               int start) const {
-    const int visible = Position(queries, query) + 1 - start;
-    return visible < kAttentionTile ? visible : kAttentionTile;
+  // head_dim up to whole loads.
+  constexpr int Padded() const {
+    return static_cast<int>(CeilDiv(args.head_dim, kLoadDims)) * kLoadDims;
   }
-  BINARYMOS_DEVICE int Head(int kv_head, int query) const {
-    return kv_head * args.group() + query % args.group();
-  }
-  BINARYMOS_DEVICE int64_t OutputOf(const QueryBlock& queries, int kv_head,
-                                    int query) const {
-    const int64_t token = queries.first_token + query / args.group();
-    return (token * args.num_heads + Head(kv_head, query)) * args.head_dim;
+  constexpr int Stride() const { return Padded() + kVector; }
+  constexpr int QueryStride() const { return Padded() + 8; }
+  constexpr int TileCells() const { return kAttentionTile * Stride(); }
+
+  BINARYMOS_DEVICE Work WorkOf(int64_t x, int first_split, bool apart) const {
+    const int parts = NumParts();
+    const auto in_block = static_cast<int>(x % (args.num_kv_heads * parts));
+    const int kv_head = in_block / parts;
+    const int first = in_block % parts * kMaxQueries;
+    const int left = args.group() - first;
+    const QueryBlock queries = args.blocks[x / (args.num_kv_heads * parts)];
+    const int past =
+        args.PastOf(queries, apart ? first_split + 1 : queries.num_splits);
+    return {queries,
+            kv_head,
+            kv_head * args.group() + first,
+            left < kMaxQueries ? left : kMaxQueries,
+            first_split,
+            past,
+            args.CopiedOf(queries, past)};
   }
 
   BINARYMOS_DEVICE Memory Carve(char* shared) const {
     Memory memory;
-    const int tile = args.num_tiles * kAttentionTile * Stride();
-    const int queries = TokensPerBlock(args.group()) * args.group();
-    memory.keys = reinterpret_cast<T*>(shared);
-    memory.values = memory.keys + tile;
-    memory.q = reinterpret_cast<float*>(memory.values + tile);
-    memory.acc = memory.q + queries * Padded();
-    memory.total = memory.acc + queries * Padded();
-    memory.p = memory.total + queries * Padded();
-    memory.scalars = memory.p + queries * kAttentionTile;
+    const int tiles = args.num_tiles * TileCells();
+    const int queries = AllocatedGroups() * kGroupQueries;
+    memory.keys = reinterpret_cast<Cell*>(shared);
+    memory.values = memory.keys + tiles;
+    memory.total = reinterpret_cast<Floats4*>(memory.values + tiles);
+    memory.q = reinterpret_cast<uint16_t*>(
+        memory.total + AllocatedGroups() * kUnits * kThreads);
+    memory.weights = memory.q + 2 * queries * QueryStride();
+    memory.maxima =
+        reinterpret_cast<float*>(memory.weights + 2 * queries * kWeightStride);
+    memory.sums = memory.maxima + queries * kWarps;
+    memory.factors = memory.sums + queries * kWarps;
+    memory.found = reinterpret_cast<uint32_t*>(memory.factors + queries);
     return memory;
   }
 
+  BINARYMOS_DEVICE int64_t OutputOf(const Work& work, int query) const {
+    return (int64_t{work.TokenOf(query)} * args.num_heads +
+            work.HeadOf(query)) *
+           args.head_dim;
+  }
+  // Positions of the tile that the query sees, 1 or more; maybe more than all.
+  BINARYMOS_DEVICE int Visible(const Work& work, int query, int tile) const {
+    if (tile < work.last_tile()) return kAttentionTile;
+    return args.positions[work.TokenOf(query)] + 1 - tile * kAttentionTile;
+  }
+  // Of the buffers that tiles take in turn, the tile's.
+  BINARYMOS_DEVICE int BufferOf(int tile) const {
+    return tile % args.num_tiles * TileCells();
+  }
+  // Whether a group has queries: the same for the whole block.
+  static BINARYMOS_DEVICE bool Has(const Work& work, int group) {
+    return group * kGroupQueries < work.count();
+  }
+  // Whether any warp has the unit, and which step of dimensions it is. Warps
+  // without it repeat the last.
+  BINARYMOS_DEVICE bool HasUnit(int unit) const {
+    return StepOf(0, unit) * kStep < Padded();
+  }
+  static BINARYMOS_DEVICE int StepOf(int warp, int unit) {
+    constexpr int kSteps = Cells::kStepsPerLoad;
+    return (warp + unit / kSteps * kWarps) * kSteps + unit % kSteps;
+  }
+
+  // --- Into shared memory ---------------------------------------------------
+
+  // Zeros past head_dim, which no copy touches.
   template <typename Block>
-  BINARYMOS_DEVICE void LoadQueries(Block& block, const QueryBlock& queries,
-                                    int kv_head, const Memory& memory) const {
+  BINARYMOS_DEVICE void ClearPadding(Block& block, const Memory& memory) const {
+    const int columns = Padded() - args.head_dim;
     block.ForEach([&](int thread) {
-      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
-        const int d = i % Padded();
-        if (d >= args.head_dim) {
-          memory.q[i] = 0.0f;
-          continue;
+      if (thread == 0) *memory.found = 0;
+      if (columns == 0) return;
+      const int rows = 2 * args.num_tiles * kAttentionTile;
+      for (int row = thread; row < rows; row += kThreads) {
+        for (int i = 0; i < columns; ++i) {
+          memory.keys[row * Stride() + args.head_dim + i] = Cell{};
         }
-        const float* q = args.q + OutputOf(queries, kv_head, i / Padded());
-        memory.q[i] = args.new_keys == nullptr ? q[d]
-                                               : Rotated(q, queries.first_token,
-                                                         d, args.head_dim / 2);
       }
     });
   }
 
-  // The first position that no query of the block sees in splits below `end`.
-  BINARYMOS_DEVICE int PastOf(const QueryBlock& queries, int end) const {
-    const int past =
-        args.positions[queries.first_token + queries.num_tokens - 1] + 1;
-    return past < end * kAttentionSplit ? past : end * kAttentionSplit;
+  // Starts to copy a tile; values of positions that nobody sees become zeros.
+  // Nothing if there is no such tile. One group of copies in any case.
+  template <typename Block>
+  BINARYMOS_DEVICE void CopyTile(Block& block, const Work& work, int tile,
+                                 const Memory& memory) const {
+    if (tile <= work.last_tile()) {
+      block.ForEach([&](int thread) {
+        if (args.head_dim % kVector == 0) {
+          CopyRows<kVector>(block, thread, work, tile, memory);
+        } else {
+          CopyRows<2>(block, thread, work, tile, memory);
+        }
+      });
+    }
+    block.CommitCopies();
   }
 
-  // The first position that is not copied from the cache.
-  BINARYMOS_DEVICE int CopiedOf(const QueryBlock& queries, int past) const {
-    const bool is_new = args.new_keys != nullptr &&
-                        past == args.positions[queries.first_token] + 1;
-    return is_new ? past - 1 : past;
+  template <int kCount, typename Block>
+  BINARYMOS_DEVICE void CopyRows(Block& block, int thread, const Work& work,
+                                 int tile, const Memory& memory) const {
+    using Elements = Pack<Cell, kCount>;
+    constexpr int kTogether = 4;  // lookups of pages
+    const int32_t* table =
+        args.block_tables + args.block_table_starts[work.queries.sequence];
+    const int columns = args.head_dim / kCount;
+    const int start = tile * kAttentionTile;
+    Cell* to_keys = memory.keys + BufferOf(tile);
+    Cell* to_values = memory.values + BufferOf(tile);
+    for (int column = thread % columns; column < columns; column += kThreads) {
+      const int rows = columns < kThreads ? kThreads / columns : 1;
+      if (thread / columns >= rows) break;
+      for (int row = thread / columns; row < kAttentionTile;
+           row += kTogether * rows) {
+        int64_t cells[kTogether] = {};
+        BINARYMOS_UNROLL
+        for (int i = 0; i < kTogether; ++i) {
+          const int j = row + i * rows;
+          const int position = start + j;
+          if (j >= kAttentionTile || position >= work.copied) continue;
+          cells[i] = CellOf(table[position / kKvPage], position, work.kv_head) +
+                     column * kCount;
+        }
+        BINARYMOS_UNROLL
+        for (int i = 0; i < kTogether; ++i) {
+          const int j = row + i * rows;
+          if (j >= kAttentionTile) break;
+          const int to = j * Stride() + column * kCount;
+          if (start + j >= work.past) {
+            *reinterpret_cast<Elements*>(to_values + to) = Elements{};
+          } else if (start + j >= work.copied) {
+            continue;  // AddNewPosition has it
+          } else if constexpr (sizeof(Elements) == 16) {
+            block.CopyAsync(to_keys + to, keys + cells[i]);
+            block.CopyAsync(to_values + to, values + cells[i]);
+          } else {
+            *reinterpret_cast<Elements*>(to_keys + to) =
+                LoadPack<Elements>(keys + cells[i]);
+            *reinterpret_cast<Elements*>(to_values + to) =
+                LoadPack<Elements>(values + cells[i]);
+          }
+        }
+      }
+    }
+  }
+
+  // The first cell of a position that is in this page.
+  BINARYMOS_DEVICE int64_t CellOf(int64_t page, int64_t position,
+                                  int kv_head) const {
+    return ((page * args.num_kv_heads + kv_head) * kKvPage +
+            position % kKvPage) *
+           args.head_dim;
   }
 
   // Puts the token's own key and value into its tile and into the cache.
   template <typename Block>
-  BINARYMOS_DEVICE void AddNewPosition(Block& block, const QueryBlock& queries,
-                                       int kv_head, int position,
+  BINARYMOS_DEVICE void AddNewPosition(Block& block, const Work& work,
                                        const Memory& memory) const {
+    const int position = work.past - 1;
+    const int64_t token = work.queries.first_token;
+    const int64_t from =
+        (token * args.num_kv_heads + work.kv_head) * args.head_dim;
+    const int to = BufferOf(position / kAttentionTile) +
+                   position % kAttentionTile * Stride();
+    const bool writes = work.first_head == work.kv_head * args.group();
     block.ForEach([&](int thread) {
-      const int64_t token = queries.first_token;
-      const int half = args.head_dim / 2;
-      const int64_t from =
-          (token * args.num_kv_heads + kv_head) * args.head_dim;
       const int64_t slot = args.kv_slots[token];
-      const int64_t cell =
-          ((slot / kKvPage * args.num_kv_heads + kv_head) * kKvPage +
-           slot % kKvPage) *
-          args.head_dim;
-      const int to = BufferOf(position) + position % kAttentionTile * Stride();
-      for (int d = thread; d < Padded(); d += kThreads) {
-        const bool inside = d < args.head_dim;
-        const T key =
-            inside ? FromFloat<T>(Rotated(args.new_keys + from, token, d, half))
-                   : T{};
-        const T value = inside ? FromFloat<T>(args.new_values[from + d]) : T{};
+      const int64_t cell = CellOf(slot / kKvPage, slot, work.kv_head);
+      for (int d = thread; d < args.head_dim; d += kThreads) {
+        const auto key =
+            FromFloat<Cell>(args.Rotated(args.new_keys + from, token, d));
+        const auto value = FromFloat<Cell>(args.new_values[from + d]);
         memory.keys[to + d] = key;
         memory.values[to + d] = value;
-        if (!inside) continue;
+        if (!writes) continue;
         keys[cell + d] = key;
         values[cell + d] = value;
       }
     });
   }
 
-  // Element `d` of a head's vector, rotated by the token's position.
-  BINARYMOS_DEVICE float Rotated(const float* head, int64_t token, int d,
-                                 int half) const {
-    const int i = d < half ? d : d - half;
-    const int64_t at = int64_t{args.positions[token]} * half + i;
-    const RopePair pair =
-        RotatePair(head[i], head[i + half], args.cos[at], args.sin[at]);
-    return d < half ? pair.a : pair.b;
-  }
-
-  // Of the buffers that tiles take in turn, the one of the tile at `start`.
-  BINARYMOS_DEVICE int BufferOf(int start) const {
-    const int buffer = args.num_tiles == 1 ? 0 : start / kAttentionTile % 2;
-    return buffer * kAttentionTile * Stride();
-  }
-
+  // A warp per query in turn.
   template <typename Block>
-  BINARYMOS_DEVICE void StartSplit(Block& block, const QueryBlock& queries,
-                                   const Memory& memory) const {
-    block.ForEach([&](int thread) {
-      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
-        memory.acc[i] = 0.0f;
-      }
-      for (int i = thread; i < NumQueries(queries); i += kThreads) {
-        memory.scalars[i * kScalars + kMax] = -Infinity();
-        memory.scalars[i * kScalars + kSum] = 0.0f;
-      }
-    });
-  }
-
-  // Starts to copy the tile at `start`, positions below `past`, zeros past
-  // head_dim; nothing if there is none. One group of copies in any case.
-  template <typename Block>
-  BINARYMOS_DEVICE void CopyTile(Block& block, const QueryBlock& queries,
-                                 int kv_head, int start, int past,
-                                 const Memory& memory) const {
-    const int left = past - start;
-    const int size = left < kAttentionTile ? left : kAttentionTile;
-    block.ForEach([&](int thread) {
-      const int32_t* table =
-          args.block_tables + args.block_table_starts[queries.sequence];
-      if (args.head_dim % kVector == 0) {
-        CopyRows<kVector>(block, thread, table, kv_head, start, size, memory);
-      } else {
-        CopyRows<1>(block, thread, table, kv_head, start, size, memory);
-      }
-    });
-    block.CommitCopies();
-  }
-
-  static constexpr int kVector = 16 / sizeof(T);  // elements per load
-
-  template <int kCount, typename Block>
-  BINARYMOS_DEVICE void CopyRows(Block& block, int thread, const int32_t* table,
-                                 int kv_head, int start, int size,
-                                 const Memory& memory) const {
-    using Elements = Pack<T, kCount>;
-    const int columns = Padded() / kCount;
-    for (int i = thread; i < size * columns; i += kThreads) {
-      const int j = i / columns;
-      const int d = i % columns * kCount;
-      const int to = BufferOf(start) + j * Stride() + d;
-      if (d >= args.head_dim) {
-        *reinterpret_cast<Elements*>(memory.keys + to) = Elements{};
-        *reinterpret_cast<Elements*>(memory.values + to) = Elements{};
-        continue;
-      }
-      const int64_t page = table[(start + j) / kKvPage];
-      const int64_t cell = ((page * args.num_kv_heads + kv_head) * kKvPage +
-                            (start + j) % kKvPage) *
-                               args.head_dim +
-                           d;
-      if constexpr (sizeof(Elements) == 16) {
-        block.CopyAsync(memory.keys + to, keys + cell);
-        block.CopyAsync(memory.values + to, values + cell);
-      } else {
-        memory.keys[to] = keys[cell];
-        memory.values[to] = values[cell];
-      }
+  BINARYMOS_DEVICE void LoadQueries(Block& block, const Work& work,
+                                    const Memory& memory) const {
+    constexpr int kPerLane = kMaxHeadDim / kWarp;
+    for (int first = 0; first < work.count(); first += kWarps) {
+      typename Block::template PerThread<Pack<float, kPerLane>> elements;
+      typename Block::template PerThread<uint32_t> largest;
+      block.ForEach([&](int thread) {
+        const int query = first + thread / kWarp;
+        largest[thread] = 0;
+        BINARYMOS_UNROLL
+        for (int i = 0; i < kPerLane; ++i) {
+          const int d = thread % kWarp + i * kWarp;
+          float& element = elements[thread].v[i];
+          element = 0.0f;
+          if (d >= args.head_dim || query >= work.count()) continue;
+          const float* q = args.q + OutputOf(work, query);
+          element = args.new_keys == nullptr
+                        ? q[d]
+                        : args.Rotated(q, work.TokenOf(query), d);
+          const uint32_t bits = FloatBits(element) & 0x7fffffffu;
+          if (bits > largest[thread]) largest[thread] = bits;
+        }
+      });
+      largest = block.WarpMax(largest);
+      block.ForEach([&](int thread) {
+        const int query = first + thread / kWarp;
+        if (query >= work.count()) return;
+        // Of the largest element; from 15 on, so that the inverse is normal.
+        const uint32_t raw = largest[thread] >> 23;
+        const uint32_t exponent = raw < 15 ? 15 : raw > 254 ? 254 : raw;
+        const float up = BitsFloat((268 - exponent) << 23);
+        const float down = BitsFloat((exponent - 14) << 23);
+        if (thread % kWarp == 0) memory.factors[query] = down * args.scale;
+        uint16_t* hi = memory.q + RowOf(query) * QueryStride();
+        uint16_t* lo = hi + kGroupQueries * QueryStride();
+        BINARYMOS_UNROLL
+        for (int i = 0; i < kPerLane; ++i) {
+          const int d = thread % kWarp + i * kWarp;
+          if (d >= Padded()) continue;
+          const HalfPair pair = SplitIntoHalves(elements[thread].v[i] * up);
+          const int slot = d / kStep * kStep + Cells::SlotOf(d % kStep);
+          hi[slot] = pair.hi;
+          lo[slot] = pair.lo;
+        }
+      });
     }
   }
 
-  // q · k, canonical.
-  BINARYMOS_DEVICE float Dot(const T* key, const float* q) const {
-    float lanes[kSumLanes] = {};
-    for (int k = 0; k < args.head_dim; k += kSumLanes) {
-      BINARYMOS_UNROLL
-      for (int i = 0; i < kSumLanes; i += kVector) {
-        const auto elements = LoadPack<Pack<T, kVector>>(key + k + i);
+  // The row of a query's hi halves.
+  static BINARYMOS_DEVICE int RowOf(int query) {
+    return query / kGroupQueries * kHalfMmaRows + query % kGroupQueries;
+  }
+
+  // --- One tile -------------------------------------------------------------
+
+  // Sets where operand A is loaded from: 16 rows of `stride` halves.
+  template <typename Block>
+  static BINARYMOS_DEVICE typename Block::template PerThread<Words4> LoadRows(
+      Block& block, const uint16_t* rows, int stride) {
+    typename Block::template PerThread<const void*> from;
+    block.ForEach([&](int thread) {
+      const int lane = thread % kWarp;
+      from[thread] = rows + lane % kHalfMmaRows * stride + lane / 16 * 8;
+    });
+    return block.LoadMatrices(from);
+  }
+
+  // Scores of the tile, then weights in memory.weights and state.correction.
+  template <typename Block>
+  BINARYMOS_DEVICE void WeighTile(Block& block, const Work& work, int tile,
+                                  State<Block>& state,
+                                  const Memory& memory) const {
+    typename Block::template PerThread<FloatFragment> scores[kGroups][2];
+    Score(block, work, tile, scores, memory);
+    BINARYMOS_UNROLL
+    for (int r = 0; r < kGroups; ++r) {
+      if (!Has(work, r)) continue;
+      typename Block::template PerThread<float> largest;
+      block.ForEach([&](int thread) {
+        const int lane = thread % kWarp;
+        const int query = r * kGroupQueries + lane / 4;
+        const int visible = Visible(work, query, tile);
+        const float factor = memory.factors[query];
+        largest[thread] = -Infinity();
         BINARYMOS_UNROLL
-        for (int n = 0; n < kVector; n += 4) {
-          const Floats4 four = LoadPack<Floats4>(q + k + i + n);
+        for (int n = 0; n < 2; ++n) {
+          float* score = scores[r][n][thread].v;
           BINARYMOS_UNROLL
-          for (int m = 0; m < 4; ++m) {
-            float& lane = lanes[i + n + m];
-            lane = Fma(ToFloat(elements.v[n + m]), four.v[m], lane);
+          for (int i = 0; i < 2; ++i) {
+            const int j = thread / kWarp * kStep + n * 8 + lane % 4 * 2 + i;
+            // hi and lo
+            score[i] =
+                j < visible ? (score[i] + score[i + 2]) * factor : -Infinity();
+            largest[thread] = Larger(score[i], largest[thread]);
           }
+        }
+      });
+      BINARYMOS_UNROLL
+      for (int mask = 1; mask < 4; mask *= 2) {
+        typename Block::template PerThread<float> other =
+            block.ShuffleXor(largest, mask);
+        block.ForEach([&](int thread) {
+          largest[thread] = Larger(largest[thread], other[thread]);
+        });
+      }
+      block.ForEach([&](int thread) {
+        const int lane = thread % kWarp;
+        if (lane % 4 != 0) return;
+        memory
+            .maxima[(r * kGroupQueries + lane / 4) * kWarps + thread / kWarp] =
+            largest[thread];
+      });
+    }
+    block.Sync();
+    BINARYMOS_UNROLL
+    for (int r = 0; r < kGroups; ++r) {
+      if (Has(work, r)) StoreWeights(block, r, scores[r], state, memory);
+    }
+    block.Sync();
+  }
+
+  // Columns of `scores` are positions, 16 per warp.
+  template <typename Block>
+  BINARYMOS_DEVICE void Score(
+      Block& block, const Work& work, int tile,
+      typename Block::template PerThread<FloatFragment> (&scores)[kGroups][2],
+      const Memory& memory) const {
+    typename Block::template PerThread<const char*> rows;
+    block.ForEach([&](int thread) {
+      BINARYMOS_UNROLL
+      for (int r = 0; r < kGroups; ++r) {
+        scores[r][0][thread] = {};
+        scores[r][1][thread] = {};
+      }
+      const int lane = thread % kWarp;
+      const int j = thread / kWarp * kStep + lane % 8 + lane / 16 * 8;
+      rows[thread] = reinterpret_cast<const char*>(
+                         memory.keys + BufferOf(tile) + j * Stride()) +
+                     lane / 8 % 2 * 16;
+    });
+    const int num_loads = Padded() / kLoadDims;
+    BINARYMOS_UNROLL_BY_2
+    for (int i = 0; i < num_loads; ++i) {
+      typename Block::template PerThread<const void*> from;
+      block.ForEach(
+          [&](int thread) { from[thread] = rows[thread] + i * kLoadBytes; });
+      typename Block::template PerThread<Words4> load =
+          block.LoadMatrices(from);
+      BINARYMOS_UNROLL
+      for (int step = 0; step < Cells::kStepsPerLoad; ++step) {
+        typename Block::template PerThread<HalfFragmentB> columns[2];
+        block.ForEach([&](int thread) {
+          const FragmentPair pair = Cells::Keys(load[thread], step);
+          columns[0][thread] = pair.tile[0];
+          columns[1][thread] = pair.tile[1];
+        });
+        BINARYMOS_UNROLL
+        for (int r = 0; r < kGroups; ++r) {
+          if (!Has(work, r)) continue;
+          auto q = LoadRows(block,
+                            memory.q + r * kHalfMmaRows * QueryStride() +
+                                i * kLoadDims + step * kStep,
+                            QueryStride());
+          block.HalfMma(scores[r][0], q, columns[0]);
+          block.HalfMma(scores[r][1], q, columns[1]);
         }
       }
     }
-    return ReduceAdd(lanes);
   }
 
+  // Weights of group r, and what the tile's maximum does to what was before.
   template <typename Block>
-  BINARYMOS_DEVICE void AddTile(Block& block, const QueryBlock& queries,
-                                int start, const Memory& memory) const {
-    const int num_queries = NumQueries(queries);
-    const T* tile_keys = memory.keys + BufferOf(start);
-    const T* tile_values = memory.values + BufferOf(start);
+  BINARYMOS_DEVICE void StoreWeights(
+      Block& block, int r,
+      typename Block::template PerThread<FloatFragment> (&scores)[2],
+      State<Block>& state, const Memory& memory) const {
+    typename Block::template PerThread<float> sum;
     block.ForEach([&](int thread) {
-      for (int i = thread; i < num_queries * kAttentionTile; i += kThreads) {
-        const int query = i / kAttentionTile;
-        const int j = i % kAttentionTile;
-        memory.p[i] =
-            j < Visible(queries, query, start)
-                ? Dot(tile_keys + j * Stride(), memory.q + query * Padded()) *
-                      args.scale
-                : -Infinity();
-      }
-    });
-    block.Sync();
-    for (int i = 0; i < num_queries; i += kThreads / kSumLanes) {
-      Weigh(block, queries, start, i, memory);
-    }
-    block.Sync();
-    block.ForEach([&](int thread) {
-      for (int i = thread; i < num_queries * Padded(); i += kThreads) {
-        AddValues(i / Padded(), i % Padded(),
-                  Visible(queries, i / Padded(), start), tile_values, memory);
-      }
-    });
-  }
-
-  // Turns the scores of 8 queries from `first` on into weights: 16 threads per
-  // query, a canonical lane each.
-  template <typename Block>
-  BINARYMOS_DEVICE void Weigh(Block& block, const QueryBlock& queries,
-                              int start, int first,
-                              const Memory& memory) const {
-    const auto query_of = [&](int thread) {
-      const int query = first + thread / kSumLanes;
-      const bool sees =
-          query < NumQueries(queries) && Visible(queries, query, start) > 0;
-      return sees ? query : -1;
-    };
-    typename Block::template PerThread<float> value;
-    block.ForEach([&](int thread) {
-      const int query = query_of(thread);
-      value[thread] = -Infinity();
-      if (query < 0) return;
-      const float* p = memory.p + query * kAttentionTile + thread % kSumLanes;
-      value[thread] = p[0];
+      const int lane = thread % kWarp;
+      const int query = r * kGroupQueries + lane / 4;
+      const auto maxima = LoadPack<Floats4>(memory.maxima + query * kWarps);
+      float max = state.max[r][thread];
       BINARYMOS_UNROLL
-      for (int i = kSumLanes; i < kAttentionTile; i += kSumLanes) {
-        value[thread] = Larger(value[thread], p[i]);
+      for (int i = 0; i < kWarps; ++i) max = Larger(maxima.v[i], max);
+      state.correction[r][thread] = Exp(state.max[r][thread] - max);
+      state.max[r][thread] = max;
+      uint16_t* hi = memory.weights + RowOf(query) * kWeightStride +
+                     thread / kWarp * kStep + lane % 4 * 2;
+      float sums[2];
+      BINARYMOS_UNROLL
+      for (int n = 0; n < 2; ++n) {
+        const float* score = scores[n][thread].v;
+        // Exp(-inf) is 0.
+        const float a = Exp(score[0] - max) * kWeightScale;
+        const float b = Exp(score[1] - max) * kWeightScale;
+        sums[n] = a + b;
+        const HalfPair first = SplitIntoHalves(a);
+        const HalfPair second = SplitIntoHalves(b);
+        *reinterpret_cast<uint32_t*>(hi + n * 8) =
+            PackHalves(first.hi, second.hi);
+        *reinterpret_cast<uint32_t*>(hi + kGroupQueries * kWeightStride +
+                                     n * 8) = PackHalves(first.lo, second.lo);
       }
+      sum[thread] = sums[0] + sums[1];
     });
     BINARYMOS_UNROLL
-    for (int mask = kSumLanes / 2; mask > 0; mask /= 2) {
+    for (int mask = 1; mask < 4; mask *= 2) {
       typename Block::template PerThread<float> other =
-          block.ShuffleXor(value, mask);
+          block.ShuffleXor(sum, mask);
+      block.ForEach([&](int thread) { sum[thread] += other[thread]; });
+    }
+    block.ForEach([&](int thread) {
+      const int lane = thread % kWarp;
+      if (lane % 4 != 0) return;
+      memory.sums[(r * kGroupQueries + lane / 4) * kWarps + thread / kWarp] =
+          sum[thread];
+    });
+  }
+
+  // Sums and values of what was before, as the new maximum wants them.
+  template <typename Block>
+  BINARYMOS_DEVICE void Correct(Block& block, const Work& work,
+                                State<Block>& state,
+                                const Memory& memory) const {
+    BINARYMOS_UNROLL
+    for (int r = 0; r < kGroups; ++r) {
+      if (!Has(work, r)) continue;
       block.ForEach([&](int thread) {
-        value[thread] = Larger(value[thread], other[thread]);
+        const int query = r * kGroupQueries + thread % kWarp / 4;
+        const auto sums = LoadPack<Floats4>(memory.sums + query * kWarps);
+        const float sum = (sums.v[0] + sums.v[1]) + (sums.v[2] + sums.v[3]);
+        const float correction = state.correction[r][thread];
+        state.sum[r][thread] = Fma(state.sum[r][thread], correction, sum);
+        if (correction == 1.0f) return;
+        BINARYMOS_UNROLL
+        for (int u = 0; u < kUnits; ++u) {
+          BINARYMOS_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            state.acc[r][u][0][thread].v[i] *= correction;
+            state.acc[r][u][1][thread].v[i] *= correction;
+          }
+        }
       });
     }
+  }
+
+  // The values of 16 positions from `step` on, in the dimensions of a load.
+  template <typename Block>
+  BINARYMOS_DEVICE typename Block::template PerThread<Words4> LoadValues(
+      Block& block, int tile, int step, int unit, const Memory& memory) const {
+    typename Block::template PerThread<const void*> from;
     block.ForEach([&](int thread) {
-      const int query = query_of(thread);
-      if (query < 0 || thread % kSumLanes != 0) return;
-      float* scalars = memory.scalars + query * kScalars;
-      const float max = Larger(scalars[kMax], value[thread]);
-      scalars[kCorrection] = Exp(scalars[kMax] - max);
-      scalars[kNewMax] = max;
+      const int lane = thread % kWarp;
+      const int last = Padded() / kStep - Cells::kStepsPerLoad;
+      const int at = StepOf(thread / kWarp, unit);
+      const Cell* row = memory.values + BufferOf(tile) +
+                        (step * kStep + lane % kHalfMmaRows) * Stride() +
+                        (at < last ? at : last) * kStep;
+      from[thread] = reinterpret_cast<const char*>(row) + lane / 16 * 16;
     });
-    block.Sync();
-    block.ForEach([&](int thread) {
-      const int query = query_of(thread);
-      value[thread] = 0.0f;
-      if (query < 0) return;
-      const float max = memory.scalars[query * kScalars + kNewMax];
-      float* p = memory.p + query * kAttentionTile + thread % kSumLanes;
+    return block.LoadTransposed(from);
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void AddValues(Block& block, const Work& work, int tile,
+                                  State<Block>& state,
+                                  const Memory& memory) const {
+    Correct(block, work, state, memory);
+    BINARYMOS_NO_UNROLL
+    for (int step = 0; step < kAttentionTile / kStep; ++step) {
+      typename Block::template PerThread<HalfFragmentB> columns[kUnits][2];
       BINARYMOS_UNROLL
-      for (int i = 0; i < kAttentionTile; i += kSumLanes) {
-        p[i] = Exp(p[i] - max);
-        value[thread] += p[i];
+      for (int u = 0; u < kUnits; u += Cells::kStepsPerLoad) {
+        if (!HasUnit(u)) continue;
+        auto load = LoadValues(block, tile, step, u, memory);
+        block.ForEach([&](int thread) {
+          BINARYMOS_UNROLL
+          for (int i = 0; i < Cells::kStepsPerLoad; ++i) {
+            const FragmentPair pair = Cells::Values(load[thread], i);
+            columns[u + i][0][thread] = pair.tile[0];
+            columns[u + i][1][thread] = pair.tile[1];
+          }
+        });
       }
-    });
-    BINARYMOS_UNROLL
-    for (int mask = kSumLanes / 2; mask > 0; mask /= 2) {
-      typename Block::template PerThread<float> other =
-          block.ShuffleXor(value, mask);
-      block.ForEach([&](int thread) { value[thread] += other[thread]; });
+      BINARYMOS_UNROLL
+      for (int r = 0; r < kGroups; ++r) {
+        if (!Has(work, r)) continue;
+        auto weights = LoadRows(
+            block,
+            memory.weights + r * kHalfMmaRows * kWeightStride + step * kStep,
+            kWeightStride);
+        BINARYMOS_UNROLL
+        for (int u = 0; u < kUnits; ++u) {
+          if (!HasUnit(u)) continue;
+          block.HalfMma(state.acc[r][u][0], weights, columns[u][0]);
+          block.HalfMma(state.acc[r][u][1], weights, columns[u][1]);
+        }
+      }
     }
+  }
+
+  // Sets memory.found if some queries see an infinite value or NaN in this tile
+  // and others do not.
+  template <typename Block>
+  BINARYMOS_DEVICE void FindNonFinite(Block& block, const Work& work, int tile,
+                                      const Memory& memory) const {
+    const int start = tile * kAttentionTile;
+    const int begin = args.positions[work.queries.first_token] + 1 - start;
+    const int end = work.past - start;
+    const int words = Padded() * static_cast<int>(sizeof(Cell)) / 4;
+    const Cell* rows = memory.values + BufferOf(tile);
     block.ForEach([&](int thread) {
-      const int query = query_of(thread);
-      if (query < 0 || thread % kSumLanes != 0) return;
-      float* scalars = memory.scalars + query * kScalars;
-      scalars[kMax] = scalars[kNewMax];
-      scalars[kSum] = Fma(scalars[kSum], scalars[kCorrection], value[thread]);
+      for (int i = thread; i < (end - begin) * words; i += kThreads) {
+        const Cell* row = rows + (begin + i / words) * Stride();
+        const uint32_t word = reinterpret_cast<const uint32_t*>(row)[i % words];
+        if (Cells::HasNonFinite(word)) *memory.found = 1;
+      }
     });
   }
 
-  BINARYMOS_DEVICE void AddValues(int query, int d, int visible,
-                                  const T* tile_values,
-                                  const Memory& memory) const {
-    if (visible <= 0 || d >= args.head_dim) return;
-    const float* p = memory.p + query * kAttentionTile;
-    float& acc = memory.acc[query * Padded() + d];
-    float sum = acc * memory.scalars[query * kScalars + kCorrection];
-    BINARYMOS_UNROLL_BY_16
-    for (int j = 0; j < visible; ++j) {
-      sum = Fma(p[j], ToFloat(tile_values[j * Stride() + d]), sum);
+  // AddValues, with the same bits where values are finite: a token in turn,
+  // with zeros for the values that it does not see.
+  template <typename Block>
+  BINARYMOS_DEVICE void AddValuesByToken(Block& block, const Work& work,
+                                         int tile, State<Block>& state,
+                                         const Memory& memory) const {
+    Correct(block, work, state, memory);
+    BINARYMOS_NO_UNROLL
+    for (int i = 0; i < work.queries.num_tokens; ++i) {
+      const int token = work.queries.first_token + i;
+      const int visible = args.positions[token] + 1 - tile * kAttentionTile;
+      BINARYMOS_UNROLL
+      for (int u = 0; u < kUnits; ++u) {
+        if (!HasUnit(u)) continue;
+        BINARYMOS_UNROLL
+        for (int r = 0; r < kGroups; ++r) {
+          if (!Has(work, r)) continue;
+          AddValuesOfToken(block, work, tile, token, visible, u, r, state,
+                           memory);
+        }
+      }
     }
-    acc = sum;
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void AddValuesOfToken(Block& block, const Work& work,
+                                         int tile, int token, int visible,
+                                         int u, int r, State<Block>& state,
+                                         const Memory& memory) const {
+    typename Block::template PerThread<FloatFragment> sums[2];
+    block.ForEach([&](int thread) {
+      sums[0][thread] = state.acc[r][u][0][thread];
+      sums[1][thread] = state.acc[r][u][1][thread];
+    });
+    BINARYMOS_NO_UNROLL
+    for (int step = 0; step < kAttentionTile / kStep; ++step) {
+      constexpr int kSteps = Cells::kStepsPerLoad;
+      auto load = LoadValues(block, tile, step, u / kSteps * kSteps, memory);
+      auto weights = LoadRows(
+          block,
+          memory.weights + r * kHalfMmaRows * kWeightStride + step * kStep,
+          kWeightStride);
+      typename Block::template PerThread<HalfFragmentB> columns[2];
+      block.ForEach([&](int thread) {
+        const FragmentPair pair = Cells::Values(load[thread], u % kSteps);
+        BINARYMOS_UNROLL
+        for (int n = 0; n < 2; ++n) {
+          BINARYMOS_UNROLL
+          for (int w = 0; w < 2; ++w) {
+            // Of the two positions in the word: all, one or none.
+            const int left = visible - (step * kStep + w * 8 + thread % 4 * 2);
+            const uint32_t mask = left > 1    ? 0xffffffffu
+                                  : left == 1 ? 0x0000ffffu
+                                              : 0u;
+            columns[n][thread].v[w] = pair.tile[n].v[w] & mask;
+          }
+        }
+      });
+      block.HalfMma(sums[0], weights, columns[0]);
+      block.HalfMma(sums[1], weights, columns[1]);
+    }
+    block.ForEach([&](int thread) {
+      const int query = r * kGroupQueries + thread % kWarp / 4;
+      if (work.TokenOf(query) != token) return;
+      state.acc[r][u][0][thread] = sums[0][thread];
+      state.acc[r][u][1][thread] = sums[1][thread];
+    });
+  }
+
+  // --- Splits ---------------------------------------------------------------
+
+  template <typename Block>
+  BINARYMOS_DEVICE void StartSplit(Block& block, State<Block>& state) const {
+    block.ForEach([&](int thread) {
+      BINARYMOS_UNROLL
+      for (int r = 0; r < kGroups; ++r) {
+        state.max[r][thread] = -Infinity();
+        state.sum[r][thread] = 0.0f;
+        BINARYMOS_UNROLL
+        for (int u = 0; u < kUnits; ++u) {
+          state.acc[r][u][0][thread] = {};
+          state.acc[r][u][1][thread] = {};
+        }
+      }
+    });
+  }
+
+  // The split's values of a unit: hi and lo together. v[2 n + i] is column
+  // 2 t + i of tile n.
+  template <typename Block>
+  static BINARYMOS_DEVICE Floats4 ValuesOf(State<Block>& state, int r, int u,
+                                           int thread) {
+    const float* a = state.acc[r][u][0][thread].v;
+    const float* b = state.acc[r][u][1][thread].v;
+    return {{a[0] + a[2], a[1] + a[3], b[0] + b[2], b[1] + b[3]}};
   }
 
   // Adds the split to those before it.
   template <typename Block>
-  BINARYMOS_DEVICE void Merge(Block& block, const QueryBlock& queries,
-                              int split, const Memory& memory) const {
-    const auto sees = [&](int query) {
-      return split < NumSplits(Position(queries, query));
-    };
-    block.ForEach([&](int thread) {
-      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
-        if (!sees(i / Padded())) continue;
-        const float* scalars = memory.scalars + i / Padded() * kScalars;
-        if (split == 0) {
-          memory.total[i] = memory.acc[i];
-          continue;
+  BINARYMOS_DEVICE void Merge(Block& block, const Work& work, int split,
+                              State<Block>& state, const Memory& memory) const {
+    BINARYMOS_UNROLL
+    for (int r = 0; r < kGroups; ++r) {
+      if (!Has(work, r)) continue;
+      block.ForEach([&](int thread) {
+        const float max = state.max[r][thread];
+        const float sum = state.sum[r][thread];
+        float& total_max = state.total_max[r][thread];
+        float& total_sum = state.total_sum[r][thread];
+        const MergeFactors factors = FactorsOf(total_max, max);
+        BINARYMOS_UNROLL
+        for (int u = 0; u < kUnits; ++u) {
+          const Floats4 split_values = ValuesOf(state, r, u, thread);
+          Floats4& total = memory.total[(r * kUnits + u) * kThreads + thread];
+          BINARYMOS_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            total.v[i] = split == 0 ? split_values.v[i]
+                                    : Fma(total.v[i], factors.keep,
+                                          split_values.v[i] * factors.add);
+          }
         }
-        const MergeFactors factors =
-            FactorsOf(scalars[kTotalMax], scalars[kMax]);
-        memory.total[i] =
-            Fma(memory.total[i], factors.keep, memory.acc[i] * factors.add);
-      }
-    });
-    block.Sync();
-    block.ForEach([&](int thread) {
-      for (int i = thread; i < NumQueries(queries); i += kThreads) {
-        if (!sees(i)) continue;
-        float* scalars = memory.scalars + i * kScalars;
-        if (split == 0) {
-          scalars[kTotalMax] = scalars[kMax];
-          scalars[kTotalSum] = scalars[kSum];
-          continue;
-        }
-        const MergeFactors factors =
-            FactorsOf(scalars[kTotalMax], scalars[kMax]);
-        scalars[kTotalMax] = factors.max;
-        scalars[kTotalSum] =
-            Fma(scalars[kTotalSum], factors.keep, scalars[kSum] * factors.add);
-      }
-    });
-    block.Sync();
-  }
-
-  template <typename Block>
-  BINARYMOS_DEVICE void StoreOutputs(Block& block, const QueryBlock& queries,
-                                     int kv_head, const Memory& memory) const {
-    block.ForEach([&](int thread) {
-      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
-        const int query = i / Padded();
-        const int d = i % Padded();
-        if (d >= args.head_dim) continue;
-        args.out[OutputOf(queries, kv_head, query) + d] =
-            memory.total[i] / memory.scalars[query * kScalars + kTotalSum];
-      }
-    });
-  }
-
-  template <typename Block>
-  BINARYMOS_DEVICE void StoreStates(Block& block, const QueryBlock& queries,
-                                    int kv_head, int split,
-                                    const Memory& memory) const {
-    block.ForEach([&](int thread) {
-      for (int i = thread; i < NumQueries(queries) * Padded(); i += kThreads) {
-        const int query = i / Padded();
-        const int d = i % Padded();
-        if (split >= NumSplits(Position(queries, query))) continue;
-        const int64_t token = queries.first_token + query / args.group();
-        float* state =
-            args.states + args.StateOf(token, Head(kv_head, query), split);
-        const float* scalars = memory.scalars + query * kScalars;
-        if (d < args.head_dim) state[2 + d] = memory.acc[i];
-        if (d < 2) state[d] = scalars[d == 0 ? kMax : kSum];
-      }
-    });
-  }
-};
-
-// Merges the splits of one query, ascending. A block per (token, head), a
-// thread per dimension. Reads (head_dim + 2) * 4 bytes per split.
-struct MergeAttention {
-  static constexpr int kThreads = 128;
-
-  AttentionArgs args;
-  int64_t num_tokens = 0;
-
-  Grid grid() const { return {num_tokens * args.num_heads, 1}; }
-  size_t shared_bytes() const { return 0; }
-
-  template <typename Block>
-  BINARYMOS_DEVICE void operator()(Block& block) const {
-    block.ForEach([&](int thread) {
-      const int64_t token = block.x() / args.num_heads;
-      const auto head = static_cast<int>(block.x() % args.num_heads);
-      for (int d = thread; d < args.head_dim; d += kThreads) {
-        args.out[block.x() * args.head_dim + d] = Merged(token, head, d);
-      }
-    });
-  }
-
- private:
-  BINARYMOS_DEVICE float Merged(int64_t token, int head, int d) const {
-    const float* state = args.states + args.StateOf(token, head, 0);
-    const int splits = NumSplits(args.positions[token]);
-    float max = state[0];
-    float sum = state[1];
-    float total = state[2 + d];
-    for (int split = 1; split < splits; ++split) {
-      state += args.head_dim + 2;
-      const MergeFactors factors = FactorsOf(max, state[0]);
-      max = factors.max;
-      sum = Fma(sum, factors.keep, state[1] * factors.add);
-      total = Fma(total, factors.keep, state[2 + d] * factors.add);
+        total_sum =
+            split == 0 ? sum : Fma(total_sum, factors.keep, sum * factors.add);
+        total_max = split == 0 ? max : factors.max;
+      });
     }
-    return total / sum;
+  }
+
+  // Writes the four values of a unit where their dimensions are in the head.
+  BINARYMOS_DEVICE void StoreUnit(const Floats4& four, int thread, int u,
+                                  float* to) const {
+    const int step = StepOf(thread / kWarp, u);
+    BINARYMOS_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      BINARYMOS_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const int d = step * kStep + Cells::DimensionOf(n, thread % 4 * 2 + i);
+        if (d < args.head_dim) to[d] = four.v[2 * n + i];
+      }
+    }
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void StoreOutputs(Block& block, const Work& work,
+                                     State<Block>& state,
+                                     const Memory& memory) const {
+    BINARYMOS_UNROLL
+    for (int r = 0; r < kGroups; ++r) {
+      if (!Has(work, r)) continue;
+      block.ForEach([&](int thread) {
+        const int query = r * kGroupQueries + thread % kWarp / 4;
+        if (query >= work.count()) return;
+        float* out = args.out + OutputOf(work, query);
+        BINARYMOS_UNROLL
+        for (int u = 0; u < kUnits; ++u) {
+          Floats4 four = memory.total[(r * kUnits + u) * kThreads + thread];
+          BINARYMOS_UNROLL
+          for (float& value : four.v) value /= state.total_sum[r][thread];
+          StoreUnit(four, thread, u, out);
+        }
+      });
+    }
+  }
+
+  template <typename Block>
+  BINARYMOS_DEVICE void StoreStates(Block& block, const Work& work, int split,
+                                    State<Block>& state) const {
+    BINARYMOS_UNROLL
+    for (int r = 0; r < kGroups; ++r) {
+      if (!Has(work, r)) continue;
+      block.ForEach([&](int thread) {
+        const int query = r * kGroupQueries + thread % kWarp / 4;
+        if (query >= work.count()) return;
+        float* to = args.states + args.StateOf(work.TokenOf(query),
+                                               work.HeadOf(query), split);
+        if (thread < kWarp && thread % 4 == 0) {
+          to[0] = state.max[r][thread];
+          to[1] = state.sum[r][thread];
+        }
+        BINARYMOS_UNROLL
+        for (int u = 0; u < kUnits; ++u) {
+          StoreUnit(ValuesOf(state, r, u, thread), thread, u, to + 2);
+        }
+      });
+    }
   }
 };
 

@@ -12,21 +12,22 @@
 #include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
 #include "engine/kernels/cuda/float16_linear.h"
+#include "engine/kernels/cuda/float_attention.h"
+#include "engine/kernels/cuda/merge_attention.h"
 #include "engine/kernels/cuda/rms_norm.h"
 #include "engine/kernels/cuda/rope.h"
 #include "engine/kernels/cuda/rows.h"
 
 namespace binarymos::cuda {
 
-using Kernel =
-    std::variant<PackSigns, PrepareBinaryMos, MultiplyBinaryMos<8>,
-                 MultiplyBinaryMos<16>, BatchBinaryMos<8, 2>,
-                 BatchBinaryMos<8, 8>, BatchBinaryMos<12, 2>,
-                 BatchBinaryMos<12, 8>, BatchBinaryMos<16, 2>,
-                 BatchBinaryMos<16, 8>, FusedBinaryMos<8>, FusedBinaryMos<16>,
-                 Float16Linear, RmsNorm, Embed, GatherRows, SwiGlu, SumGates,
-                 RopeAndWriteKv<uint16_t>, RopeAndWriteKv<float>,
-                 Attention<uint16_t>, Attention<float>, MergeAttention, ArgMax>;
+using Kernel = std::variant<
+    PackSigns, PrepareBinaryMos, MultiplyBinaryMos<8>, MultiplyBinaryMos<16>,
+    BatchBinaryMos<8, 2>, BatchBinaryMos<8, 8>, BatchBinaryMos<12, 2>,
+    BatchBinaryMos<12, 8>, BatchBinaryMos<16, 2>, BatchBinaryMos<16, 8>,
+    FusedBinaryMos<8>, FusedBinaryMos<16>, Float16Linear, RmsNorm, Embed,
+    GatherRows, SwiGlu, SumGates, RopeAndWriteKv<uint16_t>,
+    RopeAndWriteKv<float>, Attention<uint16_t, 128>, Attention<uint16_t, 512>,
+    FloatAttention, MergeAttention, ArgMax>;
 
 // Whether the blocks of a kernel come in clusters.
 template <typename K, typename = void>

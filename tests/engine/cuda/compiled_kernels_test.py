@@ -5,7 +5,8 @@ holds one ELF image per compute capability; every kernel is a section .text.NAME
 of 16-byte instructions, whose low bits are the operation.
 
 Checked per image: the binary linear multiplies with the 1-bit tensor-core
-instruction (BMMA, not an emulation of it), and no kernel touches local memory,
+instruction (BMMA, not an emulation of it), attention with the one for halves
+(HMMA, its operands from LDSM), and no kernel touches local memory,
 which is where registers spill to. Registers per thread are printed, and bounded:
 the binary linear must leave room for two blocks of 256 threads on a
 multiprocessor.
@@ -26,6 +27,8 @@ REGCOUNT_ATTRIBUTE = 0x2F
 # Of an instruction's first word: the operation, without the kind of operands.
 OPERATION_MASK = 0x1FF
 BMMA = 0x03D
+HMMA = 0x03C
+LDSM = 0x03B
 LOCAL = {0x183: "LDL", 0x187: "STL"}
 REGISTERS_FOR_TWO_BLOCKS = 65536 // 512
 # Kernels that multiply on tensor cores.
@@ -165,6 +168,19 @@ class CompiledKernelsTest(unittest.TestCase):
                     self.assertLess(size, 64)
                 else:
                     self.assertGreater(size, 500)
+
+    def test_attention_multiplies_halves_on_tensor_cores(self):
+        found = 0
+        for capability, kernel in self.kernels("Attention<"):
+            with self.subTest(kernel=kernel.name, capability=capability):
+                # Scores, values, and values token by token: pairs of tiles.
+                self.assertGreaterEqual(kernel.operations[HMMA], 6)
+                self.assertEqual(kernel.operations[HMMA] % 2, 0)
+                self.assertGreaterEqual(kernel.operations[LDSM], 6)
+                found += 1
+        self.assertEqual(found, 2 * len(self.images))
+        for _, kernel in self.kernels("FloatAttention"):
+            self.assertEqual(kernel.operations[HMMA], 0)
 
     def test_nothing_else_claims_to_be_a_tensor_core_kernel(self):
         for _, kernel in self.kernels():
