@@ -34,6 +34,9 @@ int RoundSplits(int splits) {
 
 constexpr int64_t kColumns = cuda::kMmaColumns;
 
+// Rows that a Float16 linear splits into halves at a time.
+constexpr int64_t kSplitRows = 512;
+
 // The elements of a dense tensor on the device.
 template <typename T>
 const T* Elements(const ConstTensorView& tensor, DType dtype) {
@@ -286,6 +289,11 @@ absl::StatusOr<std::unique_ptr<PackedLinear>> CudaBackend::PackFloat16(
   if (!weight.ok()) return weight.status();
   absl::StatusOr<Tensor> bias = UploadIfAny(tensors.bias);
   if (!bias.ok()) return bias.status();
+  max_float16_slices_ =
+      std::max(max_float16_slices_,
+               cuda::CeilDiv(tensors.in_features, cuda::kSliceInputs));
+  const absl::Status status = ReserveRows(reserved_rows_);
+  if (!status.ok()) return status;
   return std::make_unique<Float16>(tensors, *std::move(weight),
                                    *std::move(bias));
 }
@@ -357,7 +365,8 @@ absl::Status CudaBackend::Reserve(int max_tokens, int max_logit_rows) {
 
 absl::Status CudaBackend::ReserveRows(int64_t rows) {
   reserved_rows_ = std::max(reserved_rows_, rows);
-  if (reserved_rows_ == 0 || max_slices_ == 0) return absl::OkStatus();
+  const int64_t split =
+      std::min(reserved_rows_, kSplitRows) * max_float16_slices_;
   const struct {
     Buffer& buffer;
     size_t bytes;
@@ -365,6 +374,8 @@ absl::Status CudaBackend::ReserveRows(int64_t rows) {
       {planes_, PlaneBytes(reserved_rows_, max_slices_)},
       {slices_, reserved_rows_ * max_slices_ * sizeof(cuda::PreparedSlice)},
       {gates_, reserved_rows_ * max_experts_ * sizeof(float)},
+      {halves_, split * cuda::kSplitSlice * sizeof(uint16_t)},
+      {half_scales_, split * sizeof(float)},
   };
   for (const auto& workspace : workspaces) {
     if (workspace.bytes <= workspace.buffer.bytes()) continue;
@@ -559,14 +570,37 @@ void CudaBackend::Linears(std::span<const LinearTask> tasks,
 
 void CudaBackend::RunFloat16(const Float16& linear, const ConstTensorView& x,
                              Output output, const TensorView& y) {
-  Launch(cuda::Float16Linear{.x = Floats(x),
-                             .weight = linear.weight(),
-                             .bias = linear.bias(),
-                             .rows = x.shape[0],
-                             .in = linear.in_features(),
-                             .out = linear.out_features(),
-                             .accumulate = output == Output::kAccumulate,
-                             .y = Floats(y)});
+  const int64_t rows = x.shape[0];
+  if (rows > reserved_rows_) {
+    if (absl::Status status = ReserveRows(rows); !status.ok()) {
+      return Update(status);
+    }
+  }
+  const int64_t in = linear.in_features();
+  const int64_t out = linear.out_features();
+  for (int64_t first = 0; first < rows; first += kSplitRows) {
+    const cuda::SplitHalves split{
+        .x = Floats(x) + first * in,
+        .rows = std::min(kSplitRows, rows - first),
+        .in = in,
+        .halves = static_cast<uint16_t*>(halves_.data()),
+        .scales = static_cast<float*>(half_scales_.data())};
+    Launch(split);
+    const cuda::Float16Args args{.halves = split.halves,
+                                 .scales = split.scales,
+                                 .weight = linear.weight(),
+                                 .bias = linear.bias(),
+                                 .rows = split.rows,
+                                 .in = in,
+                                 .out = out,
+                                 .accumulate = output == Output::kAccumulate,
+                                 .y = Floats(y) + first * out};
+    if (split.rows <= cuda::kHalfMmaColumns) {
+      Launch(cuda::Float16Linear{args});
+    } else {
+      Launch(cuda::BatchFloat16Linear{args});
+    }
+  }
 }
 
 bool CudaBackend::CanFuse(const BinaryMos& linear, int64_t rows) const {

@@ -37,14 +37,14 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
     const CudaBackendOptions& options);
 
 // Enqueues kernels (engine/kernels/cuda) and owns the workspaces between them.
-// With equal activation_bits, linears, norms, RoPE, SwiGlu and attention over a
-// cache in f32 give the bits of CpuBackend, NaN payloads aside; attention over
-// a cache in f16 is computed by tensor cores and is near them
-// (engine/kernels/cuda/attention.h). What this backend computes for a sequence
-// does not depend, bit for bit, on the rest of the batch, on chunks or on
-// recordings. After a failed operation every further one is skipped and
-// EndStep keeps returning the failure: a broken device stays broken. Threads as
-// Backend.
+// With equal activation_bits, binary linears, norms, RoPE, SwiGlu and attention
+// over a cache in f32 give the bits of CpuBackend, NaN payloads aside. Tensor
+// cores compute Float16 linears (lm_head; engine/kernels/cuda/float16_linear.h)
+// and attention over a cache in f16 (attention.h there): those are near it.
+// What this backend computes for a sequence does not depend, bit for bit, on
+// the rest of the batch, on chunks or on recordings. After a failed operation
+// every further one is skipped and EndStep keeps returning the failure: a
+// broken device stays broken. Threads as Backend.
 class CudaBackend : public Backend {
  public:
   CudaBackend(std::unique_ptr<CudaDriver> driver,
@@ -167,13 +167,17 @@ class CudaBackend : public Backend {
   bool recording_ = false;
   absl::Status graph_status_;
 
-  // Of the binary linear: as many rows and slices as were ever reserved.
-  int64_t reserved_rows_ = 0;
+  int64_t reserved_rows_ = 0;  // the most that were ever reserved
+  // Of the binary linear: as many slices as were ever packed.
   int64_t max_slices_ = 0;
   int max_experts_ = 1;
   Buffer planes_;
   Buffer slices_;
   Buffer gates_;
+  // Of the Float16 linear.
+  int64_t max_float16_slices_ = 0;
+  Buffer halves_;
+  Buffer half_scales_;
 
   Buffer attention_states_;
   Buffer read_back_;  // page-locked

@@ -11,12 +11,14 @@
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
+#include "engine/kernels/cuda/float16_batch.h"
 #include "engine/kernels/cuda/float16_linear.h"
 #include "engine/kernels/cuda/float_attention.h"
 #include "engine/kernels/cuda/merge_attention.h"
 #include "engine/kernels/cuda/rms_norm.h"
 #include "engine/kernels/cuda/rope.h"
 #include "engine/kernels/cuda/rows.h"
+#include "engine/kernels/cuda/split_halves.h"
 
 namespace binarymos::cuda {
 
@@ -24,10 +26,10 @@ using Kernel = std::variant<
     PackSigns, PrepareBinaryMos, MultiplyBinaryMos<8>, MultiplyBinaryMos<16>,
     BatchBinaryMos<8, 2>, BatchBinaryMos<8, 8>, BatchBinaryMos<12, 2>,
     BatchBinaryMos<12, 8>, BatchBinaryMos<16, 2>, BatchBinaryMos<16, 8>,
-    FusedBinaryMos<8>, FusedBinaryMos<16>, Float16Linear, RmsNorm, Embed,
-    GatherRows, SwiGlu, SumGates, RopeAndWriteKv<uint16_t>,
-    RopeAndWriteKv<float>, Attention<uint16_t, 128>, Attention<uint16_t, 512>,
-    FloatAttention, MergeAttention, ArgMax>;
+    FusedBinaryMos<8>, FusedBinaryMos<16>, SplitHalves, Float16Linear,
+    BatchFloat16Linear, RmsNorm, Embed, GatherRows, SwiGlu, SumGates,
+    RopeAndWriteKv<uint16_t>, RopeAndWriteKv<float>, Attention<uint16_t, 128>,
+    Attention<uint16_t, 512>, FloatAttention, MergeAttention, ArgMax>;
 
 // Whether the blocks of a kernel come in clusters.
 template <typename K, typename = void>

@@ -493,15 +493,20 @@ double RelativeError(const std::vector<float>& actual,
   return std::sqrt(error / norm);
 }
 
-TEST_P(CudaBackendTest, WithEqualBitsAndACacheInF32TheLogitsAreThoseOfTheCpu) {
+// Of a Float16 linear: lm_head. The halves lose 2^-22 of the largest input and
+// the sums less; a tensor core may lose a bit of every product on top.
+constexpr double kFloat16Error = 0x1p-19;
+
+TEST_P(CudaBackendTest, WithACacheInF32TheLogitsAreThoseOfTheCpuButForLmHead) {
   for (const int bits : {8, 12, 14, 16}) {
     SCOPED_TRACE(bits);
     MiniModel cpu(TestBackend{"portable", 1, bits}, weights_, DType::kF32);
     MiniModel cuda(TestBackend{GetParam(), 1, bits}, weights_, DType::kF32);
-    EXPECT_TRUE(SameBits(cuda.Step(RaggedRows()), cpu.Step(RaggedRows())));
+    EXPECT_LT(RelativeError(cuda.Step(RaggedRows()), cpu.Step(RaggedRows())),
+              kFloat16Error);
     EXPECT_TRUE(SameBits(cuda.GateSums(), cpu.GateSums()));
     const std::vector<Row> one = {{18, {7}, {2, 5}}};
-    EXPECT_TRUE(SameBits(cuda.Step(one), cpu.Step(one)));
+    EXPECT_LT(RelativeError(cuda.Step(one), cpu.Step(one)), kFloat16Error);
   }
 }
 
@@ -563,7 +568,7 @@ struct LinearShape {
   std::vector<int> tokens;
 };
 
-TEST_P(CudaBackendTest, ALinearIsThatOfTheCpu) {
+TEST_P(CudaBackendTest, ABinaryLinearIsThatOfTheCpuAndAFloat16OneNearIt) {
   std::vector<LinearShape> shapes = {
       {8, 1, {1, 2}}, {520, 70, {1, 3, 9}}, {2056, 33, {1, 2}}};
   if (GetParam() == "cuda") {  // too slow on a CPU that plays a device
@@ -581,12 +586,13 @@ TEST_P(CudaBackendTest, ALinearIsThatOfTheCpu) {
     for (const int tokens : shape.tokens) {
       SCOPED_TRACE(testing::Message() << shape.in << " to " << shape.out << ", "
                                       << tokens << " tokens");
-      for (const Weights* weights : {&binary, &float16}) {
-        EXPECT_TRUE(SameBits(
-            RunLinear(TestBackend{GetParam(), 1, 16}, *weights, tokens),
-            RunLinear(TestBackend{"auto", 2, 16}, *weights, tokens)))
-            << (weights == &binary ? "binary" : "float16");
-      }
+      EXPECT_TRUE(
+          SameBits(RunLinear(TestBackend{GetParam(), 1, 16}, binary, tokens),
+                   RunLinear(TestBackend{"auto", 2, 16}, binary, tokens)));
+      EXPECT_LT(
+          RelativeError(RunLinear(TestBackend{GetParam()}, float16, tokens),
+                        RunLinear(TestBackend{"auto", 2}, float16, tokens)),
+          kFloat16Error);
     }
   }
 }

@@ -5,8 +5,9 @@ holds one ELF image per compute capability; every kernel is a section .text.NAME
 of 16-byte instructions, whose low bits are the operation.
 
 Checked per image: the binary linear multiplies with the 1-bit tensor-core
-instruction (BMMA, not an emulation of it), attention with the one for halves
-(HMMA, its operands from LDSM), and no kernel touches local memory,
+instruction (BMMA, not an emulation of it), attention and the Float16 linear
+with the one for halves (HMMA; attention's operands from LDSM), and no kernel
+touches local memory,
 which is where registers spill to. Registers per thread are printed, and bounded:
 the binary linear must leave room for two blocks of 256 threads on a
 multiprocessor.
@@ -159,6 +160,13 @@ class CompiledKernelsTest(unittest.TestCase):
                 self.assertEqual(kernel.operations[BMMA] % whole, 0)
                 found += 1
         self.assertGreaterEqual(found, 5)
+
+    def test_the_float16_linear_is_on_tensor_cores(self):
+        for capability, kernel in self.kernels(
+                ("Float16Linear", "BatchFloat16Linear")):
+            with self.subTest(kernel=kernel.name, capability=capability):
+                # Four for 32 inputs and 8 rows, four times.
+                self.assertEqual(kernel.operations[HMMA], 16)
 
     def test_the_fused_linear_is_empty_where_there_are_no_clusters(self):
         for capability, kernel in self.kernels("FusedBinaryMos"):

@@ -7,9 +7,7 @@
 #include <vector>
 
 #include "engine/core/thread_pool.h"
-#include "engine/kernels/cpu/float16_linear.h"
 #include "engine/kernels/cpu/rope.h"
-#include "engine/kernels/cuda/float16_linear.h"
 #include "engine/kernels/cuda/rms_norm.h"
 #include "engine/kernels/cuda/rope.h"
 #include "engine/kernels/cuda/rows.h"
@@ -87,44 +85,6 @@ TEST(CudaSwiGluTest, GivesTheBitsOfTheCpu) {
                            .size = 1000,
                            .out = actual.data()});
   EXPECT_TRUE(SameBits(actual, expected));
-}
-
-TEST(CudaFloat16LinearTest, GivesTheBitsOfTheCpu) {
-  ThreadPool pool(1);
-  for (const int64_t in : {1, 4, 7, 16, 100, 512, 513, 1100}) {
-    for (const int64_t out : {1, 64, 70}) {
-      for (const int64_t rows : {1, 3, 8, 9}) {
-        for (const bool accumulate : {false, true}) {
-          SCOPED_TRACE(testing::Message()
-                       << in << " to " << out << ", " << rows << " rows");
-          const auto x = RandomFloats(rows * in, 1);
-          const auto weight = RandomHalves(in * out, 2);
-          const auto bias = RandomHalves(out, 3);
-          const auto before = RandomFloats(rows * out, 4);
-          std::vector<float> expected = before, actual = before;
-          cpu::Float16Linear({Cpu(), pool}, {.weight = weight.data(),
-                                             .bias = bias.data(),
-                                             .in = in,
-                                             .out = out,
-                                             .x = x.data(),
-                                             .rows = rows,
-                                             .accumulate = accumulate,
-                                             .y = expected.data()});
-          RunEmulated(cuda::Float16Linear{.x = x.data(),
-                                          .weight = weight.data(),
-                                          .bias = bias.data(),
-                                          .rows = rows,
-                                          .in = in,
-                                          .out = out,
-                                          .accumulate = accumulate,
-                                          .y = actual.data()},
-                      accumulate ? EmulatedOrder::kDescending
-                                 : EmulatedOrder::kAscending);
-          EXPECT_TRUE(SameBits(actual, expected));
-        }
-      }
-    }
-  }
 }
 
 // Both types of the cache.
