@@ -7,10 +7,9 @@ of 16-byte instructions, whose low bits are the operation.
 Checked per image: the binary linear multiplies with the 1-bit tensor-core
 instruction (BMMA, not an emulation of it), attention and the Float16 linear
 with the one for halves (HMMA; attention's operands from LDSM), and no kernel
-touches local memory,
-which is where registers spill to. Registers per thread are printed, and bounded:
-the binary linear must leave room for two blocks of 256 threads on a
-multiprocessor.
+touches local memory, which is where registers spill to. Registers per thread
+are printed, and bounded: the binary linear must leave room for two blocks of
+256 threads on a multiprocessor.
 """
 
 import collections
