@@ -61,47 +61,73 @@ float Largest(std::span<const float> values) {
   return FromBits(ordered(largest));
 }
 
-// Fills `weights` with exp((logit - largest) / temperature), so the likeliest
-// has weight 1, sums them by blocks and returns the sum of the blocks.
-constexpr size_t kSumBlock = 256;
-double ComputeWeights(std::span<const float> logits, float largest,
-                      float temperature, SamplerScratch& scratch) {
+// Fills `weights` with exp((logit - largest) / temperature): the likeliest has
+// weight 1.
+void ComputeWeights(std::span<const float> logits, float largest,
+                    float temperature, std::vector<float>& weights) {
   const size_t size = logits.size();
-  scratch.weights.resize(size);
-  float* weights = scratch.weights.data();
+  weights.resize(size);
+  float* out = weights.data();
   for (size_t i = 0; i < size; ++i) {
-    weights[i] = ExpNonPositive((logits[i] - largest) / temperature);
+    out[i] = ExpNonPositive((logits[i] - largest) / temperature);
   }
-  scratch.block_sums.clear();
-  double total = 0.0;
-  for (size_t begin = 0; begin < size; begin += kSumBlock) {
-    constexpr size_t kLanes = 8;
-    double lanes[kLanes] = {};
-    const size_t end = std::min(begin + kSumBlock, size);
-    size_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (size_t j = 0; j < kLanes; ++j) lanes[j] += weights[i + j];
+}
+
+// Weights are added as integers, in units of kUnit: then the order does not
+// matter, and a device may have its own. 2^20 of them fit 64 bits. What is
+// below a unit counts as nothing.
+constexpr float kUnit = 0x1p-43f;
+uint64_t InUnits(float weight) {
+  return static_cast<uint64_t>(weight * 0x1p43f);
+}
+
+// The sum of the weights of at least `floor`, and of every kSumBlock of them.
+constexpr size_t kSumBlock = 256;
+uint64_t SumWeights(std::span<const float> weights, float floor,
+                    std::vector<uint64_t>& block_sums) {
+  // InUnits in halves of 22 and 21 bits, whose sums over a block fit 32.
+  constexpr float kHalf = 0x1p22f;
+  constexpr float kOtherHalf = 0x1p21f;
+  const int32_t floor_bits = BitsOf(floor);
+  block_sums.clear();
+  uint64_t total = 0;
+  for (size_t begin = 0; begin < weights.size(); begin += kSumBlock) {
+    const size_t end = std::min(begin + kSumBlock, weights.size());
+    int32_t high_sum = 0;
+    int32_t low_sum = 0;
+    for (size_t i = begin; i < end; ++i) {
+      const int32_t bits = BitsOf(weights[i]);
+      const int32_t below = (bits - floor_bits) >> 31;
+      const float scaled = FromBits(bits & ~below) * kHalf;
+      const auto high = static_cast<int32_t>(scaled);
+      const float rest = scaled - static_cast<float>(high);
+      high_sum += high;
+      low_sum += static_cast<int32_t>(rest * kOtherHalf);
     }
-    for (; i < end; ++i) lanes[0] += weights[i];
-    double sum = 0.0;
-    for (double lane : lanes) sum += lane;
-    scratch.block_sums.push_back(sum);
+    const uint64_t sum = (static_cast<uint64_t>(high_sum) << 21) +
+                         static_cast<uint64_t>(low_sum);
+    block_sums.push_back(sum);
     total += sum;
   }
   return total;
 }
 
-// Candidates are compared as integers: the logit's order-preserving bits above
-// the inverted id, so that larger means likelier, and of equal ones the smaller
-// id.
-uint64_t MakeKey(float logit, size_t token) {
-  const auto bits = std::bit_cast<uint32_t>(logit + 0.0f);  // no -0
+// Candidates are compared as integers: the order-preserving bits of a logit or
+// weight above the inverted id, so that larger means likelier, and of equal
+// ones the smaller id.
+uint64_t MakeKey(float value, size_t token) {
+  const auto bits = std::bit_cast<uint32_t>(value + 0.0f);  // no -0
   const uint32_t ordered = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
   return (uint64_t{ordered} << 32) | static_cast<uint32_t>(~token);
 }
 
 TokenId TokenOf(uint64_t key) {
   return static_cast<TokenId>(~static_cast<uint32_t>(key));
+}
+
+// Of a key that was made of a weight.
+float WeightOf(uint64_t key) {
+  return std::bit_cast<float>(static_cast<uint32_t>(key >> 32) ^ 0x80000000u);
 }
 
 // Puts the keys of the `k` likeliest unmasked tokens into `keys`, likeliest
@@ -130,98 +156,74 @@ void SelectTop(std::span<const float> logits, size_t k,
   std::sort(keys.begin(), keys.end(), std::greater<>());
 }
 
-// Draws from all tokens in order of their ids.
-TokenId DrawFromAll(const SamplerScratch& scratch, double total, double u) {
-  const double target = u * total;
-  const std::vector<float>& weights = scratch.weights;
-  double before = 0.0;
-  size_t last = 0;
-  for (size_t block = 0; block < scratch.block_sums.size(); ++block) {
-    const double after = before + scratch.block_sums[block];
-    if (target < after) {
-      const size_t end = std::min((block + 1) * kSumBlock, weights.size());
-      double sum = before;
-      for (size_t i = block * kSumBlock; i < end; ++i) {
-        if (weights[i] == 0.0f) continue;
-        sum += weights[i];
-        last = i;
-        if (target < sum) return static_cast<TokenId>(i);
-      }
-      // The block's sum was rounded in another order: its last one it is.
-      return static_cast<TokenId>(last);
-    }
-    before = after;
-  }
-  for (size_t i = weights.size(); i-- > 0;) {
-    if (weights[i] > 0.0f) return static_cast<TokenId>(i);
-  }
-  return kNoToken;
+// The last token that may be drawn, when they are ranked by weight and equal
+// ones by id.
+struct Cut {
+  float weight = kUnit;
+  TokenId token = std::numeric_limits<TokenId>::max();
+};
+
+// The least sum that reaches `share` of `total`.
+uint64_t ShareOf(float share, uint64_t total) {
+  const double exact = static_cast<double>(share) * static_cast<double>(total);
+  auto sum = static_cast<uint64_t>(exact);
+  if (static_cast<double>(sum) < exact) ++sum;
+  return std::clamp<uint64_t>(sum, 1, total);
 }
 
-// Draws from the first `count` of `keys`, likeliest first. weight_of(i) is the
-// weight of keys[i]; they sum to `mass`.
-template <typename WeightOf>
-TokenId DrawFromTop(const std::vector<uint64_t>& keys, size_t count,
-                    double mass, double u, WeightOf weight_of) {
-  const double target = u * mass;
-  double sum = 0.0;
-  for (size_t i = 0; i < count; ++i) {
-    sum += weight_of(i);
-    if (target < sum) return TokenOf(keys[i]);
-  }
-  return TokenOf(keys[count - 1]);
-}
-
-// top_k, and top_p and min_p among the k.
-TokenId DrawTopK(std::span<const float> logits, float largest,
-                 const SamplingParams& params, double u,
-                 SamplerScratch& scratch) {
+// Draws from the k likeliest, of which top_p and min_p leave some.
+TokenId DrawFromTopK(std::span<const float> logits, float largest,
+                     const SamplingParams& params, uint64_t random,
+                     SamplerScratch& scratch) {
   std::vector<uint64_t>& keys = scratch.keys;
   SelectTop(logits, params.top_k, keys);
-  std::vector<float>& weights = scratch.weights;
-  weights.clear();
-  double mass = 0.0;
-  for (uint64_t key : keys) {
-    weights.push_back(
-        ExpNonPositive((logits[TokenOf(key)] - largest) / params.temperature));
-    mass += weights.back();
+  for (uint64_t& key : keys) {
+    const TokenId token = TokenOf(key);
+    key = MakeKey(
+        ExpNonPositive((logits[token] - largest) / params.temperature), token);
   }
-  const double enough = params.top_p < 1.0f ? params.top_p * mass : mass;
+  std::sort(keys.begin(), keys.end(), std::greater<>());
+
+  uint64_t enough = 0;
+  for (uint64_t key : keys) enough += InUnits(WeightOf(key));
+  if (params.top_p < 1.0f) enough = ShareOf(params.top_p, enough);
+  uint64_t kept = 0;
   size_t count = 0;
-  double kept = 0.0;
-  while (count < keys.size() && kept < enough &&
-         weights[count] >= params.min_p) {
-    kept += weights[count++];
+  while (kept < enough && WeightOf(keys[count]) >= params.min_p) {
+    kept += InUnits(WeightOf(keys[count++]));
   }
-  return DrawFromTop(keys, count, kept, u,
-                     [&](size_t i) { return weights[i]; });
+  keys.resize(count);
+  std::sort(keys.begin(), keys.end(),
+            [](uint64_t a, uint64_t b) { return TokenOf(a) < TokenOf(b); });
+  uint64_t left = MultiplyHigh(random, kept);
+  for (uint64_t key : keys) {
+    const uint64_t units = InUnits(WeightOf(key));
+    if (left < units) return TokenOf(key);
+    left -= units;
+  }
+  return kNoToken;  // not reached: left < kept
 }
 
-// top_p and min_p among all tokens. Sorts no more candidates than it keeps,
-// to a factor of four.
-TokenId DrawTopP(std::span<const float> logits, float largest,
-                 const SamplingParams& params, double u,
-                 SamplerScratch& scratch) {
-  const double total =
-      ComputeWeights(logits, largest, params.temperature, scratch);
+// top_p among all tokens. Sorts no more candidates than it keeps, to a factor
+// of four.
+Cut CutTopP(const SamplingParams& params, SamplerScratch& scratch) {
   const std::vector<float>& weights = scratch.weights;
-  const double enough = params.top_p < 1.0f ? params.top_p * total : total;
-  // Tokens below this weight sum to less than half of what top_p leaves out,
-  // so the others are enough.
-  const double negligible =
-      0.5 * (total - enough) / static_cast<double>(weights.size());
-  const double floor = std::max<double>(params.min_p, negligible);
+  const uint64_t mass = SumWeights(weights, kUnit, scratch.block_sums);
+  const uint64_t enough = ShareOf(params.top_p, mass);
+  // Tokens below this many units sum to less than what top_p leaves out, so
+  // the others are enough.
+  const uint64_t negligible = (mass - enough) / weights.size();
+  const double floor =
+      static_cast<double>(std::max<uint64_t>(negligible, 1)) * double{kUnit};
   std::vector<uint64_t>& keys = scratch.keys;
   keys.clear();
   for (size_t i = 0; i < weights.size(); ++i) {
-    if (weights[i] >= floor && weights[i] > 0.0f) {
-      keys.push_back(MakeKey(logits[i], i));
-    }
+    if (weights[i] >= floor) keys.push_back(MakeKey(weights[i], i));
   }
   size_t count = 0;
   size_t num_sorted = 0;
-  double kept = 0.0;
-  while (count < keys.size() && kept < enough) {
+  uint64_t kept = 0;
+  while (kept < enough) {
     if (count == num_sorted) {
       const auto begin = keys.begin() + static_cast<ptrdiff_t>(num_sorted);
       num_sorted = std::min(keys.size(), std::max<size_t>(128, 4 * num_sorted));
@@ -229,29 +231,48 @@ TokenId DrawTopP(std::span<const float> logits, float largest,
       std::nth_element(begin, end, keys.end(), std::greater<>());
       std::sort(begin, end, std::greater<>());
     }
-    kept += weights[TokenOf(keys[count++])];
+    kept += InUnits(weights[TokenOf(keys[count++])]);
   }
-  return DrawFromTop(keys, count, kept, u,
-                     [&](size_t i) { return weights[TokenOf(keys[i])]; });
+  const TokenId last = TokenOf(keys[count - 1]);
+  return {weights[last], last};
+}
+
+// Draws from the tokens of at least `floor` in order of their ids. REQUIRES:
+// one of them has a unit.
+TokenId Draw(const SamplerScratch& scratch, float floor, uint64_t total,
+             uint64_t random) {
+  uint64_t left = MultiplyHigh(random, total);
+  size_t block = 0;
+  while (left >= scratch.block_sums[block]) left -= scratch.block_sums[block++];
+  size_t i = block * kSumBlock;
+  for (;; ++i) {
+    if (scratch.weights[i] < floor) continue;
+    const uint64_t units = InUnits(scratch.weights[i]);
+    if (left < units) return static_cast<TokenId>(i);
+    left -= units;
+  }
 }
 
 // REQUIRES: a token is not masked.
 TokenId Choose(std::span<const float> logits, float largest,
-               const SamplingParams& params, double u,
+               const SamplingParams& params, uint64_t random,
                SamplerScratch& scratch) {
   if (params.temperature == 0.0f) {
     return static_cast<TokenId>(
         std::find(logits.begin(), logits.end(), largest) - logits.begin());
   }
   if (params.top_k > 0 && static_cast<size_t>(params.top_k) < logits.size()) {
-    return DrawTopK(logits, largest, params, u, scratch);
+    return DrawFromTopK(logits, largest, params, random, scratch);
   }
-  if (params.top_p < 1.0f || params.min_p > 0.0f) {
-    return DrawTopP(logits, largest, params, u, scratch);
+  std::vector<float>& weights = scratch.weights;
+  ComputeWeights(logits, largest, params.temperature, weights);
+  const Cut cut = params.top_p < 1.0f ? CutTopP(params, scratch) : Cut{};
+  for (size_t i = static_cast<size_t>(cut.token) + 1; i < weights.size(); ++i) {
+    weights[i] = weights[i] == cut.weight ? 0.0f : weights[i];
   }
-  const double total =
-      ComputeWeights(logits, largest, params.temperature, scratch);
-  return DrawFromAll(scratch, total, u);
+  const float floor = std::max(cut.weight, params.min_p);
+  const uint64_t total = SumWeights(weights, floor, scratch.block_sums);
+  return Draw(scratch, floor, total, random);
 }
 
 void ApplyMask(std::span<const uint32_t> allowed, std::span<float> logits) {
@@ -278,6 +299,10 @@ float Penalize(float logit, const SamplingParams& params, int32_t count) {
 
 }  // namespace
 
+LogSoftmax::LogSoftmax(float largest, uint64_t total_units)
+    : largest_(largest),
+      log_total_(std::log(static_cast<double>(total_units) * double{kUnit})) {}
+
 bool AllFinite(std::span<const float> logits) {
   constexpr uint32_t kExponent = 0x7f800000u;
   uint32_t bad = 0;
@@ -290,11 +315,11 @@ bool AllFinite(std::span<const float> logits) {
 void ComputeLogprobs(std::span<const float> logits, TokenId chosen, int num_top,
                      SamplerScratch& scratch, PositionLogprobs& logprobs) {
   const float largest = Largest(logits);
-  const double log_total =
-      std::log(ComputeWeights(logits, largest, 1.0f, scratch));
+  ComputeWeights(logits, largest, 1.0f, scratch.weights);
+  const LogSoftmax log_softmax(
+      largest, SumWeights(scratch.weights, kUnit, scratch.block_sums));
   const auto logprob = [&](TokenId token) {
-    const double below = static_cast<double>(logits[token]) - largest;
-    return TokenLogprob{token, static_cast<float>(below - log_total)};
+    return TokenLogprob{token, log_softmax.Of(logits[token])};
   };
   logprobs.chosen = logprob(chosen);
   logprobs.top.clear();
@@ -307,7 +332,7 @@ void ComputeLogprobs(std::span<const float> logits, TokenId chosen, int num_top,
 
 Sampler::Sampler(int vocab_size, int max_num_seqs)
     : vocab_size_(vocab_size), sequences_(max_num_seqs) {
-  BINARYMOS_CHECK_GE(vocab_size, 1);
+  BINARYMOS_CHECK(vocab_size >= 1 && vocab_size <= 1 << 20) << vocab_size;
 }
 
 void Sampler::AddSequence(SlotId slot, const SequenceInit& init) {
@@ -415,9 +440,9 @@ void Sampler::Sample(const SamplerRow& row, SamplerScratch& scratch,
     result.not_finite = true;
     return;
   }
-  const double u =
-      PhiloxUniform(params.seed, sequence.sample_index, row.position);
-  result.token = Choose(logits, largest, params, u, scratch);
+  const uint64_t random =
+      PhiloxWord(params.seed, sequence.sample_index, row.position);
+  result.token = Choose(logits, largest, params, random, scratch);
   if (row.num_logprobs >= 0) {
     ComputeLogprobs(row.logits, result.token, row.num_logprobs, scratch,
                     result.logprobs);

@@ -14,10 +14,10 @@ namespace binarymos {
 
 // Working memory of one thread. Grows to what the largest row needed.
 struct SamplerScratch {
-  std::vector<float> logits;       // [vocab] after masks and penalties
-  std::vector<float> weights;      // exp((logit - largest) / temperature)
-  std::vector<double> block_sums;  // of weights
-  std::vector<uint64_t> keys;      // candidates, see sampler.cc
+  std::vector<float> logits;         // [vocab] after masks and penalties
+  std::vector<float> weights;        // exp((logit - largest) / temperature)
+  std::vector<uint64_t> block_sums;  // of weights, in units of 2^-43
+  std::vector<uint64_t> keys;        // candidates, see sampler.cc
 };
 
 // A row of logits and what to do with it.
@@ -32,6 +32,22 @@ struct SamplerRow {
 // Whether a row holds neither NaN nor Inf.
 bool AllFinite(std::span<const float> logits);
 
+// The log-softmax of logits whose largest is `largest` and whose weights
+// exp(logit - largest) sum to `total_units` * 2^-43.
+class LogSoftmax {
+ public:
+  LogSoftmax(float largest, uint64_t total_units);
+
+  float Of(float logit) const {
+    const double below = static_cast<double>(logit) - largest_;
+    return static_cast<float>(below - log_total_) + 0.0f;  // no -0
+  }
+
+ private:
+  float largest_;
+  double log_total_;
+};
+
 // Log-softmax of `logits`: of `chosen` and of the `num_top` most likely tokens,
 // most likely first, equal ones by id. REQUIRES: AllFinite(logits).
 void ComputeLogprobs(std::span<const float> logits, TokenId chosen, int num_top,
@@ -39,8 +55,16 @@ void ComputeLogprobs(std::span<const float> logits, TokenId chosen, int num_top,
 
 // Holds sampling parameters and penalty history by slot, and samples by them.
 // What is drawn depends on the row, the slot's history, (seed, sample index,
-// position) and nothing else; sums have a fixed order and equal logits rank by
-// id. AddSequence and RemoveSequence are confined to the serving-loop thread.
+// position) and nothing else.
+//
+// A token weighs exp((logit - largest) / temperature) in f32. top_k ranks
+// tokens by logit, top_p those by weight, equal ones by id. Weights are counted
+// in units of 2^-43, rounded down: sums are exact, so that
+// engine/kernels/cuda/sample.h, which adds in another order, draws the same
+// token. The 64 random bits times the sum of what is left fall on a token when
+// those are lined up by id.
+//
+// AddSequence and RemoveSequence are confined to the serving-loop thread.
 class Sampler {
  public:
   Sampler(int vocab_size, int max_num_seqs);

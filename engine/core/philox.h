@@ -25,15 +25,23 @@ inline PhiloxCounter Philox4x32(PhiloxCounter counter, PhiloxKey key) {
   return counter;
 }
 
-// Uniform in the open interval (0, 1), 52 bits, for the token that sample
-// `sample_index` of a request with `seed` puts at `position`.
-inline double PhiloxUniform(uint64_t seed, uint32_t sample_index,
-                            uint32_t position) {
+// 64 random bits for the token that sample `sample_index` of a request with
+// `seed` puts at `position`.
+inline uint64_t PhiloxWord(uint64_t seed, uint32_t sample_index,
+                           uint32_t position) {
   const PhiloxCounter bits = Philox4x32(
       {position, sample_index, 0, 0},
       {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const uint64_t word = (uint64_t{bits[1]} << 32) | bits[0];
-  return (static_cast<double>(word >> 12) + 0.5) * 0x1p-52;
+  return (uint64_t{bits[1]} << 32) | bits[0];
+}
+
+// The upper half of the product: for random bits a, one of 0 to b - 1.
+inline uint64_t MultiplyHigh(uint64_t a, uint64_t b) {
+  const uint64_t low_a = static_cast<uint32_t>(a);
+  const uint64_t low_b = static_cast<uint32_t>(b);
+  const uint64_t middle = (a >> 32) * low_b + ((low_a * low_b) >> 32);
+  const uint64_t other = low_a * (b >> 32) + static_cast<uint32_t>(middle);
+  return (a >> 32) * (b >> 32) + (middle >> 32) + (other >> 32);
 }
 
 }  // namespace binarymos

@@ -133,18 +133,31 @@ TEST(PhiloxTest, MatchesThePublishedVectors) {
               ElementsAre(0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1));
 }
 
-TEST(PhiloxTest, UniformNumbersAreInsideTheOpenInterval) {
+TEST(PhiloxTest, WordsAreUniformAndDifferBySeedSampleAndPosition) {
   double sum = 0.0;
   for (uint32_t position = 0; position < 10000; ++position) {
-    const double u = PhiloxUniform(7, 0, position);
-    ASSERT_GT(u, 0.0);
-    ASSERT_LT(u, 1.0);
-    sum += u;
+    sum += static_cast<double>(PhiloxWord(7, 0, position)) * 0x1p-64;
   }
   EXPECT_NEAR(sum / 10000, 0.5, 0.015);
-  EXPECT_NE(PhiloxUniform(7, 0, 1), PhiloxUniform(7, 1, 1));
-  EXPECT_NE(PhiloxUniform(7, 0, 1), PhiloxUniform(8, 0, 1));
-  EXPECT_NE(PhiloxUniform(7, 0, 1), PhiloxUniform(7 + (1ull << 32), 0, 1));
+  EXPECT_NE(PhiloxWord(7, 0, 1), PhiloxWord(7, 0, 2));
+  EXPECT_NE(PhiloxWord(7, 0, 1), PhiloxWord(7, 1, 1));
+  EXPECT_NE(PhiloxWord(7, 0, 1), PhiloxWord(8, 0, 1));
+  EXPECT_NE(PhiloxWord(7, 0, 1), PhiloxWord(7 + (1ull << 32), 0, 1));
+}
+
+TEST(PhiloxTest, TheUpperHalfOfAProductIsExact) {
+  constexpr uint64_t kMax = ~uint64_t{0};
+  EXPECT_EQ(MultiplyHigh(kMax, kMax), kMax - 1);
+  EXPECT_EQ(MultiplyHigh(kMax, 5), 4u);
+  EXPECT_EQ(MultiplyHigh(0, kMax), 0u);
+  EXPECT_EQ(MultiplyHigh(1, kMax), 0u);
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 1000; ++i) {
+    const uint64_t a = random();
+    const uint64_t b = random() >> (i % 64);
+    __extension__ using Wide = unsigned __int128;
+    ASSERT_EQ(MultiplyHigh(a, b), static_cast<uint64_t>(Wide{a} * b >> 64));
+  }
 }
 
 TEST_F(SamplerTest, GreedyTakesTheSmallestIdOfTheLargest) {
