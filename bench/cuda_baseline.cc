@@ -5,7 +5,6 @@
 #include <library_types.h>
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -13,27 +12,11 @@
 #include "absl/strings/str_cat.h"
 #include "bench/random_halves.h"
 #include "bench/rotated_layer.h"
+#include "engine/backend/cuda_raii.h"
+#include "engine/core/buffer.h"
 
 namespace binarymos {
 namespace {
-
-absl::Status StatusOf(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return absl::OkStatus();
-  return absl::UnavailableError(
-      absl::StrCat(what, ": ", cudaGetErrorString(error)));
-}
-
-struct FreeOnDevice {
-  void operator()(void* data) const { cudaFree(data); }
-};
-using DeviceMemory = std::unique_ptr<void, FreeOnDevice>;
-
-absl::StatusOr<DeviceMemory> Allocate(size_t bytes) {
-  void* data = nullptr;
-  const absl::Status status = StatusOf(cudaMalloc(&data, bytes), "cudaMalloc");
-  if (!status.ok()) return status;
-  return DeviceMemory(data);
-}
 
 // The part of cuBLAS that is needed, found at run time so that nothing links
 // it. Types and numbers are those of cublas_api.h.
@@ -66,12 +49,12 @@ class Cublas {
         !find("cublasGemmEx", cublas->gemm_)) {
       return absl::UnavailableError("cuBLAS lacks a function");
     }
-    absl::StatusOr<DeviceMemory> workspace = Allocate(kWorkspaceBytes);
+    absl::StatusOr<Buffer> workspace = AllocateDeviceBuffer(kWorkspaceBytes);
     if (!workspace.ok()) return workspace.status();
     cublas->workspace_ = *std::move(workspace);
     if (create(&cublas->handle_) != 0 ||
         set_stream(cublas->handle_, stream) != 0 ||
-        set_workspace(cublas->handle_, cublas->workspace_.get(),
+        set_workspace(cublas->handle_, cublas->workspace_.data(),
                       kWorkspaceBytes) != 0) {
       return absl::UnavailableError("cuBLAS does not start");
     }
@@ -102,7 +85,7 @@ class Cublas {
   Cublas() = default;
 
   void* handle_ = nullptr;
-  DeviceMemory workspace_;
+  Buffer workspace_;
   int (*destroy_)(void*) = nullptr;
   int (*gemm_)(void*, int, int, int, int, int, const void*, const void*,
                cudaDataType, int, const void*, cudaDataType, int, const void*,
@@ -111,22 +94,19 @@ class Cublas {
 
 class RuntimeBaseline : public CudaBaseline {
  public:
-  explicit RuntimeBaseline(cudaStream_t stream) : stream_(stream) {}
-  ~RuntimeBaseline() override {
-    cublas_.reset();
-    cudaStreamDestroy(stream_);
-  }
+  RuntimeBaseline(CudaStream stream, CudaTimer timer)
+      : stream_(std::move(stream)), timer_(std::move(timer)) {}
 
   absl::StatusOr<std::vector<double>> Copy(size_t bytes,
                                            const Sampling& sampling) override {
-    absl::StatusOr<DeviceMemory> from = RandomMemory(bytes);
+    absl::StatusOr<Buffer> from = RandomMemory(bytes);
     if (!from.ok()) return from.status();
-    absl::StatusOr<DeviceMemory> to = Allocate(bytes);
+    absl::StatusOr<Buffer> to = AllocateDeviceBuffer(bytes);
     if (!to.ok()) return to.status();
     return Sample(sampling, [&](int) {
-      return StatusOf(cudaMemcpyAsync(to->get(), from->get(), bytes,
-                                      cudaMemcpyDeviceToDevice, stream_),
-                      "cudaMemcpyAsync");
+      return BINARYMOS_CUDA(cudaMemcpyAsync(to->data(), from->data(), bytes,
+                                            cudaMemcpyDeviceToDevice,
+                                            stream_.get()));
     });
   }
 
@@ -134,41 +114,42 @@ class RuntimeBaseline : public CudaBaseline {
       int64_t in, int64_t out, int64_t rows,
       const Sampling& sampling) override {
     if (cublas_ == nullptr) {
-      absl::StatusOr<std::unique_ptr<Cublas>> cublas = Cublas::Load(stream_);
+      absl::StatusOr<std::unique_ptr<Cublas>> cublas =
+          Cublas::Load(stream_.get());
       if (!cublas.ok()) return cublas.status();
       cublas_ = *std::move(cublas);
     }
     const size_t weight_bytes = in * out * sizeof(uint16_t);
-    std::vector<DeviceMemory> weights;
+    std::vector<Buffer> weights;
     for (size_t bytes = 0; bytes < kRotatedBytes; bytes += weight_bytes) {
-      absl::StatusOr<DeviceMemory> weight = RandomMemory(weight_bytes);
+      absl::StatusOr<Buffer> weight = RandomMemory(weight_bytes);
       if (!weight.ok()) return weight.status();
       weights.push_back(*std::move(weight));
     }
-    absl::StatusOr<DeviceMemory> x = RandomMemory(rows * in * sizeof(uint16_t));
+    absl::StatusOr<Buffer> x = RandomMemory(rows * in * sizeof(uint16_t));
     if (!x.ok()) return x.status();
-    absl::StatusOr<DeviceMemory> y = Allocate(rows * out * sizeof(uint16_t));
+    absl::StatusOr<Buffer> y =
+        AllocateDeviceBuffer(rows * out * sizeof(uint16_t));
     if (!y.ok()) return y.status();
     return Sample(sampling, [&](int call) {
-      return cublas_->Linear(weights[call % weights.size()].get(), x->get(),
-                             y->get(), in, out, rows);
+      return cublas_->Linear(weights[call % weights.size()].data(), x->data(),
+                             y->data(), in, out, rows);
     });
   }
 
  private:
   // Random f16 numbers; above a size the same ones again.
-  absl::StatusOr<DeviceMemory> RandomMemory(size_t bytes) {
+  absl::StatusOr<Buffer> RandomMemory(size_t bytes) {
     constexpr size_t kPattern = size_t{16} << 20;
     if (pattern_.empty()) {
       pattern_ = RandomHalves(kPattern / sizeof(uint16_t), 1.0f, 1);
     }
-    absl::StatusOr<DeviceMemory> memory = Allocate(bytes);
+    absl::StatusOr<Buffer> memory = AllocateDeviceBuffer(bytes);
     if (!memory.ok()) return memory.status();
     for (size_t done = 0; done < bytes; done += kPattern) {
-      const absl::Status status = StatusOf(
-          cudaMemcpy(static_cast<char*>(memory->get()) + done, pattern_.data(),
-                     std::min(kPattern, bytes - done), cudaMemcpyHostToDevice),
-          "cudaMemcpy");
+      const absl::Status status = BINARYMOS_CUDA(
+          cudaMemcpy(static_cast<char*>(memory->data()) + done, pattern_.data(),
+                     std::min(kPattern, bytes - done), cudaMemcpyHostToDevice));
       if (!status.ok()) return status;
     }
     return memory;
@@ -179,38 +160,32 @@ class RuntimeBaseline : public CudaBaseline {
       absl::FunctionRef<absl::Status(int call)> enqueue) {
     // Once without recording: libraries load their kernels.
     absl::Status status = enqueue(0);
-    status.Update(StatusOf(cudaStreamSynchronize(stream_), "warm-up"));
+    status.Update(BINARYMOS_CUDA(cudaStreamSynchronize(stream_.get())));
     if (!status.ok()) return status;
-    status = StatusOf(
-        cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
-        "cudaStreamBeginCapture");
+    status = BINARYMOS_CUDA(cudaStreamBeginCapture(
+        stream_.get(), cudaStreamCaptureModeThreadLocal));
     if (!status.ok()) return status;
     for (int i = 0; i < sampling.calls; ++i) status.Update(enqueue(i));
-    cudaGraph_t graph = nullptr;
-    status.Update(StatusOf(cudaStreamEndCapture(stream_, &graph),
-                           "cudaStreamEndCapture"));
-    cudaGraphExec_t exec = nullptr;
-    if (status.ok()) {
-      status = StatusOf(cudaGraphInstantiate(&exec, graph, 0),
-                        "cudaGraphInstantiate");
-    }
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    std::vector<double> seconds;
-    for (int i = -sampling.warm_ups; status.ok() && i < sampling.samples; ++i) {
-      const auto start = std::chrono::steady_clock::now();
-      status = StatusOf(cudaGraphLaunch(exec, stream_), "cudaGraphLaunch");
-      status.Update(
-          StatusOf(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"));
-      const std::chrono::duration<double> took =
-          std::chrono::steady_clock::now() - start;
-      if (i >= 0) seconds.push_back(took.count() / sampling.calls);
-    }
-    if (exec != nullptr) cudaGraphExecDestroy(exec);
+    absl::StatusOr<CudaGraphExec> graph = CudaGraphExec::EndCapture(stream_);
+    status.Update(graph.status());
     if (!status.ok()) return status;
+    std::vector<double> seconds;
+    for (int i = -sampling.warm_ups; i < sampling.samples; ++i) {
+      status = timer_.Start(stream_);
+      status.Update(
+          BINARYMOS_CUDA(cudaGraphLaunch(graph->get(), stream_.get())));
+      status.Update(timer_.Stop(stream_));
+      status.Update(BINARYMOS_CUDA(cudaStreamSynchronize(stream_.get())));
+      if (!status.ok()) return status;
+      const absl::StatusOr<double> took = timer_.Seconds();
+      if (!took.ok()) return took.status();
+      if (i >= 0) seconds.push_back(*took / sampling.calls);
+    }
     return seconds;
   }
 
-  cudaStream_t stream_;
+  CudaStream stream_;
+  CudaTimer timer_;
   std::unique_ptr<Cublas> cublas_;
   std::vector<uint16_t> pattern_;
 };
@@ -219,13 +194,14 @@ class RuntimeBaseline : public CudaBaseline {
 
 absl::StatusOr<std::unique_ptr<CudaBaseline>> CudaBaseline::Create(
     int ordinal) {
-  absl::Status status = StatusOf(cudaSetDevice(ordinal), "cudaSetDevice");
+  const absl::Status status = BINARYMOS_CUDA(cudaSetDevice(ordinal));
   if (!status.ok()) return status;
-  cudaStream_t stream = nullptr;
-  status = StatusOf(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking),
-                    "cudaStreamCreate");
-  if (!status.ok()) return status;
-  return std::make_unique<RuntimeBaseline>(stream);
+  absl::StatusOr<CudaStream> stream = CudaStream::Create();
+  if (!stream.ok()) return stream.status();
+  absl::StatusOr<CudaTimer> timer = CudaTimer::Create();
+  if (!timer.ok()) return timer.status();
+  return std::make_unique<RuntimeBaseline>(*std::move(stream),
+                                           *std::move(timer));
 }
 
 }  // namespace binarymos

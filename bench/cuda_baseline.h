@@ -11,8 +11,8 @@
 
 namespace binarymos {
 
-// Samples are seconds of one call, host's clock: `calls` of them are one CUDA
-// graph, each sample is one replay and the wait for it, divided by `calls`.
+// Samples are seconds of one call by the device's clock: `calls` of them are
+// one CUDA graph, each sample is one replay, divided by `calls`.
 // Confined to one thread.
 class CudaBaseline {
  public:

@@ -36,7 +36,7 @@ constexpr PublishedShape kShapes[] = {
     {{5120, 13824}, 43.4, 224.1}, {{13824, 5120}, 44.5, 213.6},
 };
 
-// Enough calls that the host's launch of the graph and the wait do not matter.
+// Enough calls that the launch of the graph does not matter.
 int CallsPerSample(const std::string& kind, int tokens) {
   return tokens <= 8 && kind != "float16" ? 256 : 64;
 }
@@ -51,7 +51,8 @@ struct Row {
   double published_us = 0;  // 0: none
 };
 
-// `count` calls as one sample. `replay`: as a recording.
+// `count` calls as one sample. `replay`: as a recording, by the device's clock;
+// else launched one after the other, by the host's.
 absl::StatusOr<Summary> MeasureCalls(Backend& backend, RotatedLayer& layer,
                                      const LayerActivations& activations,
                                      int count, bool replay, int samples) {
@@ -62,16 +63,18 @@ absl::StatusOr<Summary> MeasureCalls(Backend& backend, RotatedLayer& layer,
     }
   };
   const BatchView empty;
+  const auto run = [&] {
+    backend.BeginStep(empty);
+    if (replay) {
+      backend.Repeat({&layer, activations.y.view().data, count}, calls);
+    } else {
+      calls();
+    }
+    return backend.EndStep();
+  };
   absl::StatusOr<std::vector<double>> taken =
-      TakeSamples(kWarmUps, samples, [&] {
-        backend.BeginStep(empty);
-        if (replay) {
-          backend.Repeat({&layer, activations.y.view().data, count}, calls);
-        } else {
-          calls();
-        }
-        return backend.EndStep();
-      });
+      replay ? TakeDeviceSamples(backend, kWarmUps, samples, run)
+             : TakeSamples(kWarmUps, samples, run);
   if (!taken.ok()) return taken.status();
   for (double& seconds : *taken) seconds /= count;
   return Summarize(*taken);
@@ -86,8 +89,8 @@ class Report {
       return;
     }
     std::printf(
-        "%s; %s\n%d samples of a CUDA graph of 64 or 256 calls each, weights "
-        "rotated over %zu MiB\n",
+        "%s; %s\n%d samples of a CUDA graph of 64 or 256 calls each, by the "
+        "device's clock, weights rotated over %zu MiB\n",
         MachineDescription().c_str(), backend.description().c_str(), kSamples,
         kRotatedBytes >> 20);
   }
@@ -215,7 +218,7 @@ absl::Status MeasureLaunch(Backend& backend, Report& report) {
   if (!x.ok()) return x.status();
   constexpr int kLaunches = 512;
   const BatchView empty;
-  auto samples = TakeSamples(kWarmUps, kSamples, [&] {
+  auto samples = TakeDeviceSamples(backend, kWarmUps, kSamples, [&] {
     backend.BeginStep(empty);
     backend.Repeat({&x, nullptr, kLaunches}, [&] {
       for (int i = 0; i < kLaunches; ++i) {

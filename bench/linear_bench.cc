@@ -143,7 +143,8 @@ absl::Status RunLinearBench(const LinearBenchOptions& options) {
                                 .num_threads = options.num_threads,
                                 .activation_bits = options.activation_bits,
                                 .cuda_clusters = options.cuda_clusters,
-                                .cuda_overlap = options.cuda_overlap});
+                                .cuda_overlap = options.cuda_overlap,
+                                .cuda_time_steps = true});
   if (!created.ok()) return created.status();
   const std::shared_ptr<Backend> backend = *std::move(created);
   const int max_tokens =

@@ -13,6 +13,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "bench/bandwidth.h"
 #include "bench/samples.h"
 #include "bench/synthetic_model.h"
@@ -73,6 +74,8 @@ struct Row {
   double multiply_adds = 0;  // of a step
   int steps = 1;             // that one sample holds
   std::function<absl::Status()> run;
+  // By the device's clock, of every sample; empty where there is none.
+  std::vector<double> device_seconds;
 };
 
 // Kilobytes of a line of /proc/self/smaps_rollup; 0 if there is none.
@@ -108,11 +111,12 @@ class Report {
     if (options.json) return report;
     std::printf(
         "%s; %s\n%s, shape %s; the device %s %.1f GB/s; medians of %d "
-        "alternating rounds\n%9s %8s %10s %21s %10s %10s %9s %7s %6s %7s\n",
+        "alternating rounds\n%9s %8s %10s %21s %10s %10s %9s %7s %6s %7s %9s\n",
         MachineDescription().c_str(), backend.description().c_str(),
         name.c_str(), options.shape.c_str(), report.does(), 1e-9 * *bandwidth,
         options.repeats, "sequences", "context", "ms", "least-most round",
-        "p95 ms", "least ms", "tokens/s", "GB/s", "of it", "GMAC/s");
+        "p95 ms", "least ms", "tokens/s", "GB/s", "of it", "GMAC/s",
+        "device ms");
     return report;
   }
 
@@ -132,7 +136,13 @@ class Report {
   // Measures the rows and prints them.
   absl::Status Finish() {
     std::vector<std::function<absl::Status()>> steps;
-    for (const Row& row : rows_) steps.push_back(row.run);
+    for (Row& row : rows_) {
+      steps.push_back([this, &row] {
+        absl::Status status = row.run();
+        if (on_cuda_) row.device_seconds.push_back(backend_.device_seconds());
+        return status;
+      });
+    }
     const auto samples = TakeAlternatingSamples(steps, options_.repeats,
                                                 options_.seconds, kMaxSamples);
     if (!samples.ok()) return samples.status();
@@ -168,6 +178,9 @@ class Report {
 
   void Print(const Row& row, const AlternatingSamples& samples) {
     const double scale = 1.0 / row.steps;
+    // Of the device alone: less than the host sees, warm-ups included.
+    const double device =
+        on_cuda_ ? scale * Quantile(row.device_seconds, 0.5) : 0;
     const double seconds = scale * Quantile(samples.rounds, 0.5);
     const double least_round = scale * Quantile(samples.rounds, 0);
     const double most_round = scale * Quantile(samples.rounds, 1);
@@ -176,26 +189,29 @@ class Report {
     const double bytes = row.bytes / seconds;
     const double multiply_adds = row.multiply_adds / seconds;
     if (options_.json) {
-      document_["rows"].push_back({{"sequences", row.sequences},
-                                   {"context", row.context},
-                                   {"tokens", row.tokens},
-                                   {"rounds", samples.rounds.size()},
-                                   {"median_ms", 1e3 * seconds},
-                                   {"least_round_ms", 1e3 * least_round},
-                                   {"most_round_ms", 1e3 * most_round},
-                                   {"p95_ms", 1e3 * p95},
-                                   {"least_ms", 1e3 * least},
-                                   {"tokens_per_s", row.tokens / seconds},
-                                   {"gb_per_s", 1e-9 * bytes},
-                                   {"gmac_per_s", 1e-9 * multiply_adds}});
+      nlohmann::json entry = {{"sequences", row.sequences},
+                              {"context", row.context},
+                              {"tokens", row.tokens},
+                              {"rounds", samples.rounds.size()},
+                              {"median_ms", 1e3 * seconds},
+                              {"least_round_ms", 1e3 * least_round},
+                              {"most_round_ms", 1e3 * most_round},
+                              {"p95_ms", 1e3 * p95},
+                              {"least_ms", 1e3 * least},
+                              {"tokens_per_s", row.tokens / seconds},
+                              {"gb_per_s", 1e-9 * bytes},
+                              {"gmac_per_s", 1e-9 * multiply_adds}};
+      if (on_cuda_) entry["device_ms"] = 1e3 * device;
+      document_["rows"].push_back(std::move(entry));
       return;
     }
     std::printf(
         "%9d %8d %10.4f %10.4f-%10.4f %10.4f %10.4f %9.1f %7.1f %5.0f%% "
-        "%7.1f\n",
+        "%7.1f %9s\n",
         row.sequences, row.context, 1e3 * seconds, 1e3 * least_round,
         1e3 * most_round, 1e3 * p95, 1e3 * least, row.tokens / seconds,
-        1e-9 * bytes, 100 * bytes / bandwidth_, 1e-9 * multiply_adds);
+        1e-9 * bytes, 100 * bytes / bandwidth_, 1e-9 * multiply_adds,
+        on_cuda_ ? absl::StrFormat("%.4f", 1e3 * device).c_str() : "-");
   }
 
   ModelBenchOptions options_;

@@ -20,6 +20,20 @@ absl::StatusOr<std::vector<double>> TakeSamples(
   return seconds;
 }
 
+absl::StatusOr<std::vector<double>> TakeDeviceSamples(
+    const Backend& backend, int warm_ups, int samples,
+    absl::FunctionRef<absl::Status()> step) {
+  std::vector<double> seconds;
+  const auto taken = TakeSamples(warm_ups, samples, [&] {
+    const absl::Status status = step();
+    seconds.push_back(backend.device_seconds());
+    return status;
+  });
+  if (!taken.ok()) return taken.status();
+  seconds.erase(seconds.begin(), seconds.begin() + warm_ups);
+  return seconds;
+}
+
 absl::StatusOr<std::vector<AlternatingSamples>> TakeAlternatingSamples(
     const std::vector<std::function<absl::Status()>>& steps, int rounds,
     double seconds, int most) {

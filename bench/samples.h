@@ -7,6 +7,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "engine/backend/backend.h"
 
 namespace binarymos {
 
@@ -14,6 +15,12 @@ namespace binarymos {
 // latter. The first failure ends it.
 absl::StatusOr<std::vector<double>> TakeSamples(
     int warm_ups, int samples, absl::FunctionRef<absl::Status()> step);
+
+// The same, of a step of `backend`, by the device's clock. REQUIRES: a backend
+// that times its steps.
+absl::StatusOr<std::vector<double>> TakeDeviceSamples(
+    const Backend& backend, int warm_ups, int samples,
+    absl::FunctionRef<absl::Status()> step);
 
 // Samples of one of several things that were measured in turn.
 struct AlternatingSamples {

@@ -130,7 +130,9 @@ absl::StatusOr<std::unique_ptr<SyntheticModel>> SyntheticModel::Create(
   if (!shape.ok()) return shape.status();
   const LlamaConfig config = ConfigOf(*shape);
   std::unique_ptr<SyntheticModel> synthetic(new SyntheticModel);
-  auto backend = CreateBackend(options.backend);
+  BackendOptions timed = options.backend;
+  timed.cuda_time_steps = true;
+  auto backend = CreateBackend(timed);
   if (!backend.ok()) return backend.status();
   synthetic->backend_ = *std::move(backend);
   if (!synthetic->backend_->Supports(options.head)) {

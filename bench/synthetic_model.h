@@ -14,7 +14,7 @@ namespace binarymos {
 
 struct SyntheticModelOptions {
   std::string shape = "7b";  // as of SyntheticShapeByName
-  BackendOptions backend;
+  BackendOptions backend;    // steps are timed in any case
   LinearKind head = LinearKind::kFloat16;
   int max_tokens = 1;  // of a step
   int max_logit_rows = 1;

@@ -120,6 +120,10 @@ class Backend {
   // Waits until every operation since BeginStep has run. UNAVAILABLE or
   // INTERNAL if the device failed.
   virtual absl::Status EndStep() = 0;
+  // Seconds by the device's clock of the last step that EndStep ended, from its
+  // first copy to its last operation. 0 where the host computes, or unless the
+  // backend was created to time its steps.
+  virtual double device_seconds() const { return 0; }
   // Copies f32 from the device; may be called between BeginStep and EndStep and
   // waits for the operations that write `tensor`.
   virtual absl::Status ReadBack(const ConstTensorView& tensor,

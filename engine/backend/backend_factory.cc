@@ -75,7 +75,8 @@ BackendOr CreateCudaBackend(const BackendOptions& options, int ordinal) {
        .memory_utilization = options.gpu_memory_utilization,
        .graphs = options.cuda_graphs,
        .clusters = options.cuda_clusters,
-       .overlap = options.cuda_overlap});
+       .overlap = options.cuda_overlap,
+       .time_steps = options.cuda_time_steps});
 }
 
 BackendOr CreateBestBackend(const BackendOptions& options) {

@@ -35,6 +35,8 @@ struct BackendOptions {
   // Neither changes a bit.
   bool cuda_clusters = true;
   bool cuda_overlap = true;
+  // CUDA: time the steps of Backend::device_seconds. For benchmarks.
+  bool cuda_time_steps = false;
 };
 
 // INVALID_ARGUMENT for a value that is not in the lists above, or that has no

@@ -393,6 +393,7 @@ void CudaBackend::BeginStep(const BatchView& batch) {
   BINARYMOS_CHECK(batch_ == nullptr) << "BeginStep inside a step";
   batch_ = &batch;
   if (!status_.ok()) return;
+  if (options_.time_steps) Update(driver_->StartTimer());
   Update(device_batch_.Upload(
       batch, std::max(1, device_batch_.tokens_per_block()), *driver_));
   if (device_batch_.num_moves() == batch_moves_) return;
@@ -403,7 +404,13 @@ void CudaBackend::BeginStep(const BatchView& batch) {
 absl::Status CudaBackend::EndStep() {
   BINARYMOS_CHECK(batch_ != nullptr) << "EndStep outside a step";
   batch_ = nullptr;
+  if (options_.time_steps) Update(driver_->StopTimer());
   Update(driver_->Synchronize());
+  if (options_.time_steps && status_.ok()) {
+    const absl::StatusOr<double> seconds = driver_->TimerSeconds();
+    Update(seconds.status());
+    device_seconds_ = seconds.value_or(0);
+  }
   return status_;
 }
 

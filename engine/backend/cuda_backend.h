@@ -29,6 +29,8 @@ struct CudaBackendOptions {
   // Kernels begin before the one ahead has ended (engine/kernels/cuda/
   // device_code.h), where the device can.
   bool overlap = true;
+  // Read the device's clock around every step: Backend::device_seconds.
+  bool time_steps = false;
 };
 
 // UNAVAILABLE if there is no such device, if it is too old for the kernels, or
@@ -64,6 +66,7 @@ class CudaBackend : public Backend {
 
   void BeginStep(const BatchView& batch) override;
   absl::Status EndStep() override;
+  double device_seconds() const override { return device_seconds_; }
   absl::Status ReadBack(const ConstTensorView& tensor,
                         std::span<float> host) override;
   absl::Status ArgMax(const ConstTensorView& x,
@@ -160,6 +163,7 @@ class CudaBackend : public Backend {
   absl::Status status_;
 
   const BatchView* batch_ = nullptr;
+  double device_seconds_ = 0;
   CudaBatch device_batch_;
 
   CudaGraphs graphs_;

@@ -66,6 +66,12 @@ class CudaDriver {
   // Waits for everything enqueued.
   virtual absl::Status Synchronize() = 0;
 
+  // The device's clock: from where StartTimer was enqueued last to where
+  // StopTimer was. TimerSeconds REQUIRES Synchronize after both.
+  virtual absl::Status StartTimer() = 0;  // enqueued
+  virtual absl::Status StopTimer() = 0;   // enqueued
+  virtual absl::StatusOr<double> TimerSeconds() = 0;
+
   // Between the two, Launch and Zero are recorded instead of enqueued; anything
   // else fails and spoils the recording. Failures to record are not final: they
   // leave the driver as it was before BeginCapture.

@@ -58,6 +58,42 @@ CudaStream::~CudaStream() {
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
+absl::StatusOr<CudaEvent> CudaEvent::Create(unsigned flags) {
+  cudaEvent_t event = nullptr;
+  const absl::Status status =
+      BINARYMOS_CUDA(cudaEventCreateWithFlags(&event, flags));
+  if (!status.ok()) return status;
+  return CudaEvent(event);
+}
+
+CudaEvent::~CudaEvent() {
+  if (event_ != nullptr) cudaEventDestroy(event_);
+}
+
+absl::StatusOr<CudaTimer> CudaTimer::Create() {
+  absl::StatusOr<CudaEvent> start = CudaEvent::Create(cudaEventDefault);
+  if (!start.ok()) return start.status();
+  absl::StatusOr<CudaEvent> stop = CudaEvent::Create(cudaEventDefault);
+  if (!stop.ok()) return stop.status();
+  return CudaTimer(*std::move(start), *std::move(stop));
+}
+
+absl::Status CudaTimer::Start(const CudaStream& stream) {
+  return BINARYMOS_CUDA(cudaEventRecord(start_.get(), stream.get()));
+}
+
+absl::Status CudaTimer::Stop(const CudaStream& stream) {
+  return BINARYMOS_CUDA(cudaEventRecord(stop_.get(), stream.get()));
+}
+
+absl::StatusOr<double> CudaTimer::Seconds() const {
+  float milliseconds = 0;
+  const absl::Status status = BINARYMOS_CUDA(
+      cudaEventElapsedTime(&milliseconds, start_.get(), stop_.get()));
+  if (!status.ok()) return status;
+  return 1e-3 * milliseconds;
+}
+
 absl::StatusOr<CudaGraphExec> CudaGraphExec::EndCapture(
     const CudaStream& stream) {
   cudaGraph_t graph = nullptr;

@@ -45,6 +45,48 @@ class CudaStream {
   cudaStream_t stream_ = nullptr;
 };
 
+// A place in a stream. Move-only.
+class CudaEvent {
+ public:
+  // On the device that is current; `flags` as cudaEventCreateWithFlags has it.
+  static absl::StatusOr<CudaEvent> Create(unsigned flags);
+
+  CudaEvent(CudaEvent&& other) noexcept
+      : event_(std::exchange(other.event_, nullptr)) {}
+  CudaEvent& operator=(CudaEvent&& other) noexcept {
+    std::swap(event_, other.event_);
+    return *this;
+  }
+  ~CudaEvent();
+
+  cudaEvent_t get() const { return event_; }
+
+ private:
+  explicit CudaEvent(cudaEvent_t event) : event_(event) {}
+
+  cudaEvent_t event_ = nullptr;
+};
+
+// The device's clock at two places of a stream. Move-only.
+class CudaTimer {
+ public:
+  static absl::StatusOr<CudaTimer> Create();
+
+  // Enqueued.
+  absl::Status Start(const CudaStream& stream);
+  absl::Status Stop(const CudaStream& stream);
+  // From where Start stood to where Stop did. REQUIRES: the stream has been
+  // waited for since.
+  absl::StatusOr<double> Seconds() const;
+
+ private:
+  CudaTimer(CudaEvent start, CudaEvent stop)
+      : start_(std::move(start)), stop_(std::move(stop)) {}
+
+  CudaEvent start_;
+  CudaEvent stop_;
+};
+
 // A graph that can be launched. Move-only.
 class CudaGraphExec {
  public:

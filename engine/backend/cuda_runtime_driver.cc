@@ -28,8 +28,12 @@ class RuntimeGraph : public CudaGraph {
 class CudaRuntimeDriver : public CudaDriver {
  public:
   // `overlap`: see cuda::Launch.
-  CudaRuntimeDriver(CudaDeviceInfo info, CudaStream stream, bool overlap)
-      : info_(std::move(info)), stream_(std::move(stream)), overlap_(overlap) {}
+  CudaRuntimeDriver(CudaDeviceInfo info, CudaStream stream, CudaTimer timer,
+                    bool overlap)
+      : info_(std::move(info)),
+        stream_(std::move(stream)),
+        timer_(std::move(timer)),
+        overlap_(overlap) {}
 
   const CudaDeviceInfo& info() const override { return info_; }
 
@@ -73,6 +77,10 @@ class CudaRuntimeDriver : public CudaDriver {
     return BINARYMOS_CUDA(cudaStreamSynchronize(stream_.get()));
   }
 
+  absl::Status StartTimer() override { return timer_.Start(stream_); }
+  absl::Status StopTimer() override { return timer_.Stop(stream_); }
+  absl::StatusOr<double> TimerSeconds() override { return timer_.Seconds(); }
+
   absl::Status BeginCapture() override {
     absl::Status status = SetDevice();
     status.Update(BINARYMOS_CUDA(cudaStreamBeginCapture(
@@ -100,6 +108,7 @@ class CudaRuntimeDriver : public CudaDriver {
 
   CudaDeviceInfo info_;
   CudaStream stream_;
+  CudaTimer timer_;
   const bool overlap_;
 };
 
@@ -171,10 +180,12 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
   info->max_clusters = cuda::MaxActiveClusters(info->max_shared_bytes / 2 + 1);
   absl::StatusOr<CudaStream> stream = CudaStream::Create();
   if (!stream.ok()) return Unavailable(stream.status());
+  absl::StatusOr<CudaTimer> timer = CudaTimer::Create();
+  if (!timer.ok()) return Unavailable(timer.status());
   const bool overlap = options.overlap && info->compute_major >= kHopperMajor;
   return std::make_unique<CudaBackend>(
       std::make_unique<CudaRuntimeDriver>(*std::move(info), *std::move(stream),
-                                          overlap),
+                                          *std::move(timer), overlap),
       options);
 }
 

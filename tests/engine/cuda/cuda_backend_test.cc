@@ -146,6 +146,32 @@ TEST_F(CudaBackendTest, StepsWithinTheReservedSizeDoNotAllocate) {
   EXPECT_EQ(device_.num_allocations, before);
 }
 
+TEST_F(CudaBackendTest, ReadsTheDevicesClockAroundStepsThatItTimes) {
+  const std::unique_ptr<CudaBackend> timed = Create({.time_steps = true});
+  const std::unique_ptr<CudaBackend> untimed = Create();
+  for (CudaBackend* backend : {timed.get(), untimed.get()}) {
+    const bool times = backend == timed.get();
+    const Tensor x = Get(backend->Allocate(DType::kF32, {1, 64}));
+    // Recorded in the second step, replayed in the third.
+    for (int step = 0; step < 3; ++step) {
+      const BatchView empty;
+      backend->BeginStep(empty);
+      backend->Repeat({&x}, [&] {
+        for (int i = 0; i < 5; ++i) {
+          backend->SwiGlu(x.view(), x.view(), x.view());
+        }
+      });
+      EXPECT_TRUE(backend->EndStep().ok());
+      EXPECT_DOUBLE_EQ(backend->device_seconds(), times ? 5e-6 : 0);
+    }
+    const BatchView empty;
+    backend->BeginStep(empty);
+    EXPECT_TRUE(backend->EndStep().ok());
+    EXPECT_EQ(backend->device_seconds(), 0);
+  }
+  EXPECT_GT(device_.num_replays, 0);
+}
+
 TEST_F(CudaBackendTest, LinearsOfOneTokenThatShareTheirInputAreOneLaunch) {
   const auto backend = Create();
   const int64_t outs[] = {48, 96, 33};
