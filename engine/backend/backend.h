@@ -167,14 +167,26 @@ class Backend {
     const PackedLinear* linear = nullptr;
     TensorView y;          // [rows, out] f32
     TensorView gate_sums;  // as of Linear
+    Output output = Output::kStore;
   };
   // y = linear(x) for every task: linears that share an input, with the same
   // bits as one after the other. No y overlaps x or another y.
   virtual void Linears(std::span<const LinearTask> tasks,
                        const ConstTensorView& x) {
     for (const LinearTask& task : tasks) {
-      Linear(*task.linear, x, Output::kStore, task.y, task.gate_sums);
+      Linear(*task.linear, x, task.output, task.y, task.gate_sums);
     }
+  }
+
+  // RmsNorm of x, then the linears of that, for which `normed` is scratch
+  // memory: what it holds afterwards is not defined.
+  // x, normed: [rows, in] f32; weight: [in] f16.
+  virtual void RmsNormAndLinears(const ConstTensorView& x,
+                                 const ConstTensorView& weight, float eps,
+                                 const TensorView& normed,
+                                 std::span<const LinearTask> tasks) {
+    RmsNorm(x, weight, eps, normed);
+    Linears(tasks, normed);
   }
 
   // Rotates q and k by their positions (pairs (d, d + head_dim / 2), as Hugging
@@ -206,6 +218,17 @@ class Backend {
   // be gate.
   virtual void SwiGlu(const ConstTensorView& gate, const ConstTensorView& up,
                       const TensorView& out) = 0;
+
+  // SwiGlu, then Linear of that, for which `gate` is scratch memory: what it
+  // holds afterwards is not defined.
+  virtual void SwiGluAndLinear(const TensorView& gate,
+                               const ConstTensorView& up,
+                               const PackedLinear& linear, Output output,
+                               const TensorView& y,
+                               const TensorView& gate_sums) {
+    SwiGlu(gate, up, gate);
+    Linear(linear, gate, output, y, gate_sums);
+  }
 
   // out[r] = x[batch.logit_rows[r]]. x: [num_tokens, hidden] f32;
   // out: [num_logit_rows, hidden] f32.

@@ -555,24 +555,35 @@ void CudaBackend::Linear(const PackedLinear& linear, const ConstTensorView& x,
 
 void CudaBackend::Linears(std::span<const LinearTask> tasks,
                           const ConstTensorView& x) {
-  const bool fused =
-      tasks.size() <= cuda::kMaxFusedTasks &&
-      std::all_of(tasks.begin(), tasks.end(), [&](const LinearTask& task) {
-        return task.linear->kind() == LinearKind::kBinaryMos &&
-               CanFuse(BinaryMos::From(*task.linear), x.shape[0]);
-      });
-  if (!fused) return Backend::Linears(tasks, x);
-  cuda::FusedArgs args{.x = Floats(x),
-                       .in = x.shape[1],
-                       .num_tasks = static_cast<int>(tasks.size())};
-  for (size_t i = 0; i < tasks.size(); ++i) {
-    const LinearTask& task = tasks[i];
-    BINARYMOS_CHECK_EQ(x.shape[1], task.linear->in_features());
-    BINARYMOS_CHECK(task.y.shape == (Shape{1, task.linear->out_features()}));
-    args.tasks[i] = FusedTaskOf(BinaryMos::From(*task.linear), Output::kStore,
-                                task.y, task.gate_sums);
+  if (!RunFused(tasks, x.shape[0], {.x = Floats(x), .in = x.shape[1]})) {
+    Backend::Linears(tasks, x);
   }
-  RunFused(args);
+}
+
+void CudaBackend::RmsNormAndLinears(const ConstTensorView& x,
+                                    const ConstTensorView& weight, float eps,
+                                    const TensorView& normed,
+                                    std::span<const LinearTask> tasks) {
+  BINARYMOS_CHECK_EQ(weight.shape[0], x.shape[1]);
+  const cuda::FusedArgs args{
+      .x = Floats(x), .norm = Halves(weight), .eps = eps, .in = x.shape[1]};
+  if (!RunFused(tasks, x.shape[0], args)) {
+    Backend::RmsNormAndLinears(x, weight, eps, normed, tasks);
+  }
+}
+
+void CudaBackend::SwiGluAndLinear(const TensorView& gate,
+                                  const ConstTensorView& up,
+                                  const PackedLinear& linear, Output output,
+                                  const TensorView& y,
+                                  const TensorView& gate_sums) {
+  BINARYMOS_CHECK(gate.shape == up.shape);
+  const LinearTask task{&linear, y, gate_sums, output};
+  const cuda::FusedArgs args{
+      .x = Floats(gate), .up = Floats(up), .in = up.shape[1]};
+  if (!RunFused({&task, 1}, up.shape[0], args)) {
+    Backend::SwiGluAndLinear(gate, up, linear, output, y, gate_sums);
+  }
 }
 
 void CudaBackend::RunFloat16(const Float16& linear, const ConstTensorView& x,
@@ -610,29 +621,36 @@ void CudaBackend::RunFloat16(const Float16& linear, const ConstTensorView& x,
   }
 }
 
-bool CudaBackend::CanFuse(const BinaryMos& linear, int64_t rows) const {
-  return rows == 1 && options_.clusters && driver_->info().max_clusters > 0 &&
-         cuda::CanFuse(linear.shape());
-}
-
-cuda::FusedTask CudaBackend::FusedTaskOf(const BinaryMos& linear, Output output,
-                                         const TensorView& y,
-                                         const TensorView& gate_sums) const {
-  const bool sums = gate_sums && linear.num_experts() > 0;
-  if (sums) BINARYMOS_CHECK_EQ(gate_sums.shape[0], linear.num_experts());
-  return {.out = linear.shape().out,
-          .experts = linear.shape().experts,
-          .accumulate = output == Output::kAccumulate,
-          .signs = linear.signs(),
-          .gate = linear.gate(),
-          .in_scale = linear.in_scale(),
-          .out_scale = linear.out_scale(),
-          .bias = linear.bias(),
-          .y = Floats(y),
-          .gate_sums = sums ? Floats(gate_sums) : nullptr};
-}
-
-void CudaBackend::RunFused(cuda::FusedArgs args) {
+bool CudaBackend::RunFused(std::span<const LinearTask> tasks, int64_t rows,
+                           cuda::FusedArgs args) {
+  const bool can =
+      rows == 1 && options_.clusters && driver_->info().max_clusters > 0 &&
+      tasks.size() <= cuda::kMaxFusedTasks &&
+      std::all_of(tasks.begin(), tasks.end(), [](const LinearTask& task) {
+        return task.linear->kind() == LinearKind::kBinaryMos &&
+               cuda::CanFuse(BinaryMos::From(*task.linear).shape());
+      });
+  if (!can) return false;
+  for (const LinearTask& task : tasks) {
+    const auto& linear = BinaryMos::From(*task.linear);
+    BINARYMOS_CHECK_EQ(args.in, linear.in_features());
+    BINARYMOS_CHECK(task.y.shape == (Shape{1, linear.out_features()}));
+    const bool sums = task.gate_sums && linear.num_experts() > 0;
+    if (sums) {
+      BINARYMOS_CHECK_EQ(task.gate_sums.shape[0], linear.num_experts());
+    }
+    args.tasks[args.num_tasks++] = {
+        .out = linear.out_features(),
+        .experts = linear.shape().experts,
+        .accumulate = task.output == Output::kAccumulate,
+        .signs = linear.signs(),
+        .gate = linear.gate(),
+        .in_scale = linear.in_scale(),
+        .out_scale = linear.out_scale(),
+        .bias = linear.bias(),
+        .y = Floats(task.y),
+        .gate_sums = sums ? Floats(task.gate_sums) : nullptr};
+  }
   const int bits = options_.activation_bits;
   args.qmax = static_cast<float>((1 << (bits - 1)) - 1);
   cuda::PlanClusters(driver_->info().max_clusters, args);
@@ -641,6 +659,7 @@ void CudaBackend::RunFused(cuda::FusedArgs args) {
   } else {
     Launch(cuda::FusedBinaryMos<16>{args});
   }
+  return true;
 }
 
 void CudaBackend::RunBinaryMos(const BinaryMos& linear,
@@ -648,11 +667,10 @@ void CudaBackend::RunBinaryMos(const BinaryMos& linear,
                                const TensorView& y,
                                const TensorView& gate_sums) {
   const int64_t rows = x.shape[0];
-  if (CanFuse(linear, rows)) {
-    return RunFused({.x = Floats(x),
-                     .in = linear.in_features(),
-                     .num_tasks = 1,
-                     .tasks = {FusedTaskOf(linear, output, y, gate_sums)}});
+  const LinearTask task{&linear, y, gate_sums, output};
+  if (RunFused({&task, 1}, rows,
+               {.x = Floats(x), .in = linear.in_features()})) {
+    return;
   }
   if (rows > reserved_rows_) {
     if (recording_) return Update(NotRecordable("more rows than reserved"));

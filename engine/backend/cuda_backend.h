@@ -87,9 +87,17 @@ class CudaBackend : public Backend {
   void Linear(const PackedLinear& linear, const ConstTensorView& x,
               Output output, const TensorView& y,
               const TensorView& gate_sums) override;
-  // One launch where FusedBinaryMos can compute all of them.
+  // One launch each where FusedBinaryMos can compute all of it.
   void Linears(std::span<const LinearTask> tasks,
                const ConstTensorView& x) override;
+  void RmsNormAndLinears(const ConstTensorView& x,
+                         const ConstTensorView& weight, float eps,
+                         const TensorView& normed,
+                         std::span<const LinearTask> tasks) override;
+  void SwiGluAndLinear(const TensorView& gate, const ConstTensorView& up,
+                       const PackedLinear& linear, Output output,
+                       const TensorView& y,
+                       const TensorView& gate_sums) override;
   void RopeAndWriteKv(const AttentionShape& shape, const RopeTable& rope,
                       const TensorView& q, const TensorView& k,
                       const ConstTensorView& v, const KvLayer& kv) override;
@@ -141,14 +149,10 @@ class CudaBackend : public Backend {
   void RunBinaryMos(const BinaryMos& linear, const ConstTensorView& x,
                     Output output, const TensorView& y,
                     const TensorView& gate_sums);
-  // The task of a launch of cuda::FusedBinaryMos.
-  cuda::FusedTask FusedTaskOf(const BinaryMos& linear, Output output,
-                              const TensorView& y,
-                              const TensorView& gate_sums) const;
-  // Whether FusedBinaryMos can compute `rows` rows of the layer.
-  bool CanFuse(const BinaryMos& linear, int64_t rows) const;
-  // Tasks 0 to args.num_tasks - 1, which share args.x.
-  void RunFused(cuda::FusedArgs args);
+  // Whether FusedBinaryMos can compute the tasks for `rows` rows; then it does,
+  // with the input that `args` describes.
+  bool RunFused(std::span<const LinearTask> tasks, int64_t rows,
+                cuda::FusedArgs args);
 
   // Attention, with args.new_keys and what goes with it as given.
   void Attend(const AttentionShape& shape, const ConstTensorView& q,

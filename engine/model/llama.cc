@@ -48,29 +48,24 @@ void LlamaModel::Layer(int layer, const Activations& a, const KvLayer& kv,
                        const TensorView& gates) {
   const LlamaLayerWeights& w = weights_.layers[layer];
   const RopeTable rope{rope_cos_.view(), rope_sin_.view()};
-  const auto linears =
-      [&](std::initializer_list<Backend::LinearTask> normed_tasks) {
-        backend_.Linears({normed_tasks.begin(), normed_tasks.size()}, a.normed);
+  const auto norm_and_linears =
+      [&](const Tensor& norm,
+          std::initializer_list<Backend::LinearTask> tasks) {
+        backend_.RmsNormAndLinears(a.hidden, norm.view(), config_.rms_norm_eps,
+                                   a.normed, {tasks.begin(), tasks.size()});
       };
-  const auto add_linear = [&](const PackedLinear& weights, const TensorView& x,
-                              const TensorView& y) {
-    backend_.Linear(weights, x, Output::kAccumulate, y, gates);
-  };
 
-  backend_.RmsNorm(a.hidden, w.input_norm.view(), config_.rms_norm_eps,
-                   a.normed);
-  linears({{w.q_proj.get(), a.q, gates},
-           {w.k_proj.get(), a.k, gates},
-           {w.v_proj.get(), a.v, gates}});
+  norm_and_linears(w.input_norm, {{w.q_proj.get(), a.q, gates},
+                                  {w.k_proj.get(), a.k, gates},
+                                  {w.v_proj.get(), a.v, gates}});
   backend_.RopeAndAttention(attention_shape_, rope, a.q, a.k, a.v, kv,
                             a.attention);
-  add_linear(*w.o_proj, a.attention, a.hidden);
+  backend_.Linear(*w.o_proj, a.attention, Output::kAccumulate, a.hidden, gates);
 
-  backend_.RmsNorm(a.hidden, w.post_attention_norm.view(), config_.rms_norm_eps,
-                   a.normed);
-  linears({{w.gate_proj.get(), a.gate, gates}, {w.up_proj.get(), a.up, gates}});
-  backend_.SwiGlu(a.gate, a.up, a.gate);
-  add_linear(*w.down_proj, a.gate, a.hidden);
+  norm_and_linears(w.post_attention_norm, {{w.gate_proj.get(), a.gate, gates},
+                                           {w.up_proj.get(), a.up, gates}});
+  backend_.SwiGluAndLinear(a.gate, a.up, *w.down_proj, Output::kAccumulate,
+                           a.hidden, gates);
 }
 
 ConstTensorView LlamaModel::Logits(int begin, int end) {

@@ -6,20 +6,23 @@
 //   y = (quantized u · sign(W)ᵀ) ⊙ (g · out_scale) + bias
 //
 // x [in] f32, per layer signs [out, in]  ->  y [out] f32; the same bits as
-// PrepareBinaryMos and MultiplyBinaryMos, which it replaces where it can.
+// PrepareBinaryMos and MultiplyBinaryMos, which it replaces where it can. The
+// input may be RmsNorm of x, or SwiGlu of x and another: the same bits again,
+// and their launches are spared.
 //
 // Threads. A cluster has a range of rows of one layer; its block r computes
 // group r of the canonical order, for the inputs (at most 8 slices) and for all
 // of the cluster's rows. What is summed over groups meets in shared memory of
-// the cluster, twice: the logits of the router in every block, and the rows'
-// partial sums, 32 rows ("a pair" of tiles) at a time, in block pair % 8.
-// Always in the order of the groups. Warp w multiplies pairs w, w + 8, ...:
-// four threads of a quad hold the planes of the same rows, and exchange them so
-// that each lane ends with one row.
+// the cluster: the squares of a norm and the logits of the router in every
+// block, and the rows' partial sums, 32 rows ("a pair" of tiles) at a time, in
+// block pair % 8. Always in the order of the groups. Warp w multiplies pairs w,
+// w + 8, ...: four threads of a quad hold the planes of the same rows, and
+// exchange them so that each lane ends with one row.
 //
 // Before it waits for the kernel before it, a block asks for everything that
-// does not depend on it: signs, gate, in_scale (asynchronous copies; a thread
-// reads back the signs that it asked for itself), out_scale and bias.
+// does not depend on it: signs, gate, in_scale, the norm's weights
+// (asynchronous copies; a thread reads back the signs that it asked for
+// itself), out_scale and bias.
 //
 // Bytes: in out / 8 (signs), 4 E in + 2 E out (gate, scales; in_scale and gate
 // once per cluster, mostly from L2). 4096 x 4096 on an H200: 2.1 MB, 0.5 us; in
@@ -27,7 +30,9 @@
 // for another in a graph, 4096 x 4096, E = 4, in clocks: x from L2 600, router
 // 250, sum over the cluster 400, softmax 300, planes 350, multiplication 250,
 // sum over the cluster 400, store 100: 2,650, 1.4 us; and 0.6 us from one grid
-// to the next. With launches of their own (no overlap) 1.4 us more.
+// to the next. With launches of their own (no overlap) 1.4 us more. RmsNorm
+// adds a sum over the cluster, 0.3 us predicted, and spares a launch of some 2;
+// SwiGlu 100 clocks.
 #pragma once
 
 #include "engine/kernels/cuda/binary_mos_layout.h"
@@ -60,7 +65,11 @@ struct FusedTask {
 };
 
 struct FusedArgs {
-  const float* x = nullptr;  // [in]
+  const float* x = nullptr;   // [in]
+  const float* up = nullptr;  // [in] or null: silu(x) * up instead of x
+  const uint16_t* norm =
+      nullptr;       // [in] f16 or null: RmsNorm of x, so weighted
+  float eps = 0.0f;  // of the norm
   int64_t in = 0;
   float qmax = 0.0f;
   int num_tasks = 0;
@@ -139,6 +148,7 @@ struct FusedBinaryMos {
     block.template AwaitCopies<1>();
     block.Sync();
     block.ClusterWait();  // every block of the cluster has its mailboxes
+    if (args.norm != nullptr) Normalize(block, part, shared);
     Route(block, part, shared);
     Quantize(block, part, shared);
     block.template AwaitCopies<0>();
@@ -164,9 +174,11 @@ struct FusedBinaryMos {
     alignas(16) int32_t sum[kMaxFusedSlices][kWarps];   // of q
     PreparedSlice slices[kMaxFusedSlices];
     // Written by all blocks of the cluster.
+    uint64_t squares_box;
     uint64_t logits_box;
     uint64_t rows_box;
     alignas(16) float partial[kClusterBlocks][kThreads];
+    float squares[kClusterBlocks];
     float logits[kClusterBlocks][kMaxFusedExperts];
     float slice_sums[kMaxFusedSlices * kMaxFusedExperts];
     float exps[kMaxFusedExperts];
@@ -178,6 +190,7 @@ struct FusedBinaryMos {
     Fixed* fixed;
     uint16_t* gate;       // [slice of the group][expert][kGateStride]
     uint16_t* in_scale;   // [slice of the group][expert][256]
+    uint16_t* norm;       // [slice of the group][256], if there is one
     float* x;             // [slice of the group][256]
     SignFragment* signs;  // [fragment][lane]
   };
@@ -210,11 +223,16 @@ struct FusedBinaryMos {
     return static_cast<size_t>(max_slices()) * max_experts() * kSliceInputs *
            sizeof(uint16_t);
   }
+  constexpr size_t NormBytes() const {
+    if (args.norm == nullptr) return 0;
+    return static_cast<size_t>(max_slices()) * kSliceInputs * sizeof(uint16_t);
+  }
   constexpr size_t InputBytes() const {
     return static_cast<size_t>(max_slices()) * kSliceInputs * sizeof(float);
   }
   constexpr size_t OtherBytes() const {
-    return sizeof(Fixed) + GateBytes() + InScaleBytes() + InputBytes();
+    return sizeof(Fixed) + GateBytes() + InScaleBytes() + NormBytes() +
+           InputBytes();
   }
   // Fragments of the warps that are copied early.
   constexpr int NumCopied() const {
@@ -238,6 +256,8 @@ struct FusedBinaryMos {
     bytes += GateBytes();
     shared.in_scale = reinterpret_cast<uint16_t*>(bytes);
     bytes += InScaleBytes();
+    shared.norm = reinterpret_cast<uint16_t*>(bytes);
+    bytes += NormBytes();
     shared.x = reinterpret_cast<float*>(bytes);
     bytes += InputBytes();
     shared.signs = reinterpret_cast<SignFragment*>(bytes);
@@ -270,19 +290,20 @@ struct FusedBinaryMos {
 
   // --- Before the wait ------------------------------------------------------
 
-  // What every block of the cluster will send: its logits, and its part of the
-  // rows that this block finishes.
+  // What every block of the cluster will send: its squares, its logits, and its
+  // part of the rows that this block finishes.
   template <typename Block>
   BINARYMOS_DEVICE void OpenMailboxes(Block& block, const Part& part,
                                       Fixed& fixed) const {
     constexpr int kFloats = kClusterBlocks * static_cast<int>(sizeof(float));
     const int pairs =
         (part.pairs - part.rank + kClusterBlocks - 1) / kClusterBlocks;
+    block.OpenMailbox(&fixed.squares_box, kFloats);
     block.OpenMailbox(&fixed.logits_box, kFloats * part.task.experts);
     block.OpenMailbox(&fixed.rows_box, kFloats * kPairRows * pairs);
   }
 
-  // gate and in_scale of the group, zeros where there is no input.
+  // gate, in_scale and norm of the group, zeros where there is no input.
   template <typename Block>
   BINARYMOS_DEVICE void CopyScales(Block& block, int thread, const Part& part,
                                    const Shared& shared) const {
@@ -306,6 +327,16 @@ struct FusedBinaryMos {
       } else {
         *reinterpret_cast<Halves8*>(in_scale) = {};
         *reinterpret_cast<Halves8*>(gate) = {};
+      }
+    }
+    if (args.norm == nullptr) return;
+    for (int i = 8 * thread; i < part.slices * kSliceInputs;
+         i += 8 * kThreads) {
+      const int64_t k = int64_t{part.first_slice} * kSliceInputs + i;
+      if (k < args.in) {
+        block.CopyAsync(shared.norm + i, args.norm + k);
+      } else {
+        *reinterpret_cast<Halves8*>(shared.norm + i) = {};
       }
     }
   }
@@ -376,10 +407,48 @@ struct FusedBinaryMos {
     const int64_t first = int64_t{part.first_slice} * kSliceInputs;
     for (int i = 4 * thread; i < part.slices * kSliceInputs;
          i += 4 * kThreads) {
-      *reinterpret_cast<Floats4*>(shared.x + i) =
-          first + i < args.in ? LoadPack<Floats4>(args.x + first + i)
-                              : Floats4{};
+      Floats4 x = {};
+      if (first + i < args.in) {
+        x = LoadPack<Floats4>(args.x + first + i);
+        if (args.up != nullptr) {
+          const Floats4 up = LoadPack<Floats4>(args.up + first + i);
+          BINARYMOS_UNROLL
+          for (int n = 0; n < 4; ++n) x.v[n] = Silu(x.v[n]) * up.v[n];
+        }
+      }
+      *reinterpret_cast<Floats4*>(shared.x + i) = x;
     }
+  }
+
+  // shared.x = RmsNorm of it.
+  template <typename Block>
+  BINARYMOS_DEVICE void Normalize(Block& block, const Part& part,
+                                  const Shared& shared) const {
+    Fixed& fixed = *shared.fixed;
+    AddSlices(block, part.slices, shared, [&](int item, int k) {
+      const Floats4 x = LoadPack<Floats4>(shared.x + item * kSliceInputs + k);
+      return Factors{x, x};
+    });
+    block.Sync();
+    block.ForEach([&](int thread) {
+      if (thread >= kClusterBlocks) return;
+      float sum = 0.0f;
+      for (int s = 0; s < part.slices; ++s) sum += fixed.slice_sums[s];
+      block.SendToRank(&fixed.squares[part.rank], thread, sum,
+                       &fixed.squares_box);
+    });
+    block.ForEach([&](int thread) {
+      block.AwaitMailbox(&fixed.squares_box);
+      float sum = 0.0f;
+      BINARYMOS_UNROLL
+      for (int r = 0; r < kClusterBlocks; ++r) sum += fixed.squares[r];
+      const float mean = sum / static_cast<float>(args.in);
+      const float scale = 1.0f / Sqrt(mean + args.eps);
+      for (int i = thread; i < part.slices * kSliceInputs; i += kThreads) {
+        shared.x[i] = shared.x[i] * scale * ToFloat(shared.norm[i]);
+      }
+    });
+    block.Sync();
   }
 
   // fixed.gates, for threads past the next Sync().
@@ -395,7 +464,11 @@ struct FusedBinaryMos {
       block.Sync();
       return;
     }
-    AddSlices(block, part, shared);
+    AddSlices(block, part.slices * experts, shared, [&](int item, int k) {
+      return Factors{
+          LoadPack<Floats4>(shared.x + item / experts * kSliceInputs + k),
+          ToFloats(LoadPack<Halves4>(shared.gate + item * kGateStride + k))};
+    });
     block.Sync();
     // Thread (rank, expert) adds the group and gives it to that block.
     block.ForEach([&](int thread) {
@@ -438,29 +511,33 @@ struct FusedBinaryMos {
     block.Sync();
   }
 
-  // fixed.slice_sums: x · gate of every slice and expert, a quad each.
-  template <typename Block>
-  BINARYMOS_DEVICE void AddSlices(Block& block, const Part& part,
-                                  const Shared& shared) const {
+  using Factors = GroupedSums<1>::Factors;
+
+  static BINARYMOS_DEVICE Floats4 ToFloats(const Halves4& halves) {
+    Floats4 floats;
+    BINARYMOS_UNROLL
+    for (int i = 0; i < 4; ++i) floats.v[i] = ToFloat(halves.v[i]);
+    return floats;
+  }
+
+  // fixed.slice_sums[item], a quad each: the sum of the products of a slice.
+  // load(item, k): the Factors of its inputs k to k + 3.
+  template <typename Block, typename Load>
+  BINARYMOS_DEVICE void AddSlices(Block& block, int items, const Shared& shared,
+                                  Load load) const {
     static_assert(kMaxFusedSlices * kMaxFusedExperts <= kThreads / 4);
-    const int experts = part.task.experts;
     typename Block::template PerThread<Floats4> lanes;
     typename Block::template PerThread<float> sum;
     block.ForEach([&](int thread) {
       const int item = thread / 4;
       Floats4 four = {};
-      if (item < part.slices * experts) {
-        const float* x =
-            shared.x + item / experts * kSliceInputs + thread % 4 * 4;
-        const uint16_t* gate =
-            shared.gate + item * kGateStride + thread % 4 * 4;
+      if (item < items) {
         BINARYMOS_UNROLL
         for (int k = 0; k < kSliceInputs; k += kSumLanes) {
-          const Floats4 a = LoadPack<Floats4>(x + k);
-          const Halves4 b = LoadPack<Halves4>(gate + k);
+          const Factors factors = load(item, thread % 4 * 4 + k);
           BINARYMOS_UNROLL
           for (int i = 0; i < 4; ++i) {
-            four.v[i] = Fma(a.v[i], ToFloat(b.v[i]), four.v[i]);
+            four.v[i] = Fma(factors.a.v[i], factors.b.v[i], four.v[i]);
           }
         }
       }
@@ -469,7 +546,7 @@ struct FusedBinaryMos {
     ReduceAddInQuads(block, lanes, sum);
     block.ForEach([&](int thread) {
       const int item = thread / 4;
-      if (thread % 4 == 0 && item < part.slices * experts) {
+      if (thread % 4 == 0 && item < items) {
         shared.fixed->slice_sums[item] = sum[thread];
       }
     });

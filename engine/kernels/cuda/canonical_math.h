@@ -51,6 +51,9 @@ BINARYMOS_DEVICE float Exp(float value) {
          BitsFloat(static_cast<uint32_t>(rest + 127) << 23);
 }
 
+// x / (1 + e^-x), the same bits as cpu::SwiGlu's.
+BINARYMOS_DEVICE float Silu(float x) { return x / (1.0f + Exp(0.0f - x)); }
+
 // lanes[i] += lanes[i + kWidth] for i below kWidth.
 template <int kWidth>
 BINARYMOS_DEVICE void AddHalves(float (&lanes)[kSumLanes]) {

@@ -76,9 +76,7 @@ struct SwiGlu {
     block.ForEach([&](int thread) {
       const int64_t i = block.x() * kThreads + thread;
       if (i >= size) return;
-      const float g = gate[i];
-      const float silu = g / (1.0f + Exp(0.0f - g));
-      out[i] = silu * up[i];
+      out[i] = Silu(gate[i]) * up[i];
     });
   }
 };

@@ -3,7 +3,9 @@
 // tests/engine/backend/backend_test.cc.
 #include "engine/backend/cuda_backend.h"
 
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -210,6 +212,88 @@ TEST_F(CudaBackendTest, LinearsOfOneTokenThatShareTheirInputAreOneLaunch) {
       EXPECT_TRUE(SameBits(a, b)) << "layer " << i;
     }
     EXPECT_TRUE(backend->EndStep().ok());
+  }
+}
+
+// Groups without a slice, of one, of several; both orders of threads.
+TEST_F(CudaBackendTest, ANormAndLinearsOfOneTokenAreOneLaunch) {
+  for (const int64_t in : {520, 2600, 11008}) {
+    for (const EmulatedOrder order :
+         {EmulatedOrder::kAscending, EmulatedOrder::kDescending}) {
+      device_.order = order;
+      const auto backend = Create();
+      const auto layer = PackLayer(*backend, in, 70);
+      const auto other = PackLayer(*backend, in, 33);
+      auto inputs = RandomFloats(3 * in, 5);
+      for (int64_t k = 0; k < in; ++k) inputs[k] *= 300.0f;
+      inputs[3 * in - 1] = std::numeric_limits<float>::quiet_NaN();
+      const auto weights = RandomHalves(in, 6);
+      const Tensor x = Get(backend->Upload(View(inputs, {3, in})));
+      const Tensor weight = Get(backend->Upload(View(weights, {in})));
+      const Tensor normed = Get(backend->Allocate(DType::kF32, {1, in}));
+      const Tensor y = Get(backend->Allocate(DType::kF32, {4, 70}));
+      const auto out = [&](int row, int64_t width) {
+        TensorView view = y.view().FirstRows(1);
+        view.data = y.view().Row(row).data;
+        view.shape = Shape{1, width};
+        return view;
+      };
+      const BatchView empty;
+      for (int token = 0; token < 3; ++token) {
+        SCOPED_TRACE(testing::Message() << in << ", token " << token);
+        TensorView row = x.view().FirstRows(1);
+        row.data = x.view().Row(token).data;
+        backend->BeginStep(empty);
+        backend->RmsNorm(row, weight.view(), 1e-5f, normed.view());
+        const Backend::LinearTask apart[] = {{layer.get(), out(0, 70), {}},
+                                             {other.get(), out(1, 33), {}}};
+        backend->Linears(apart, normed.view());
+        const int before = device_.num_launches;
+        const Backend::LinearTask fused[] = {{layer.get(), out(2, 70), {}},
+                                             {other.get(), out(3, 33), {}}};
+        backend->RmsNormAndLinears(row, weight.view(), 1e-5f, normed.view(),
+                                   fused);
+        EXPECT_EQ(device_.num_launches - before, 1);
+        std::vector<float> ys(4 * 70);
+        EXPECT_TRUE(backend->ReadBack(y.view(), std::span(ys)).ok());
+        EXPECT_TRUE(backend->EndStep().ok());
+        const auto half = [&](int begin) {
+          return std::vector<float>(ys.begin() + begin,
+                                    ys.begin() + begin + 70 + 33);
+        };
+        EXPECT_TRUE(SameBits(half(140), half(0)));
+        EXPECT_EQ(std::isnan(ys[0]), token == 2);
+      }
+    }
+  }
+}
+
+TEST_F(CudaBackendTest, SwiGluAndALinearOfOneTokenAreOneLaunch) {
+  const auto backend = Create();
+  for (const int64_t in : {520, 11008}) {
+    const auto layer = PackLayer(*backend, in, 70);
+    const auto gates = RandomFloats(in, 5), ups = RandomFloats(in, 6),
+               before = RandomFloats(70, 7);
+    const Tensor gate = Get(backend->Upload(View(gates, {1, in})));
+    const Tensor up = Get(backend->Upload(View(ups, {1, in})));
+    const Tensor product = Get(backend->Allocate(DType::kF32, {1, in}));
+    const Tensor apart = Get(backend->Upload(View(before, {1, 70})));
+    const Tensor fused = Get(backend->Upload(View(before, {1, 70})));
+    const BatchView empty;
+    backend->BeginStep(empty);
+    backend->SwiGlu(gate.view(), up.view(), product.view());
+    backend->Linear(*layer, product.view(), Backend::Output::kAccumulate,
+                    apart.view(), {});
+    const int launches = device_.num_launches;
+    backend->SwiGluAndLinear(gate.view(), up.view(), *layer,
+                             Backend::Output::kAccumulate, fused.view(), {});
+    EXPECT_EQ(device_.num_launches - launches, 1);
+    std::vector<float> a(70), b(70);
+    EXPECT_TRUE(backend->ReadBack(apart.view(), std::span(a)).ok());
+    EXPECT_TRUE(backend->ReadBack(fused.view(), std::span(b)).ok());
+    EXPECT_TRUE(backend->EndStep().ok());
+    EXPECT_TRUE(SameBits(a, b));
+    EXPECT_NE(a, before);
   }
 }
 
