@@ -144,7 +144,8 @@ absl::Status RunLinearBench(const LinearBenchOptions& options) {
                                 .activation_bits = options.activation_bits,
                                 .cuda_clusters = options.cuda_clusters,
                                 .cuda_overlap = options.cuda_overlap,
-                                .cuda_time_steps = true});
+                                .cuda_time_steps = true,
+                                .fast_linear = options.fast_linear});
   if (!created.ok()) return created.status();
   const std::shared_ptr<Backend> backend = *std::move(created);
   const int max_tokens =

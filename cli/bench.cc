@@ -199,11 +199,14 @@ int RunLinear(const BenchOptions& options) {
   return Exit(RunLinearBench(options.linear));
 }
 
-void AddCudaSwitches(CLI::App& app, bool& clusters, bool& overlap) {
+void AddCudaSwitches(CLI::App& app, bool& clusters, bool& overlap,
+                     bool& fast_linear) {
   app.add_flag("--cuda-clusters,!--no-cuda-clusters", clusters,
                "A linear of one token in one launch (CUDA)");
   app.add_flag("--cuda-overlap,!--no-cuda-overlap", overlap,
                "Kernels begin before the one ahead ends (CUDA)");
+  app.add_flag("--fast-linear", fast_linear,
+               "Linears of more than 64 rows faster and not exact (CUDA)");
 }
 
 void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
@@ -212,7 +215,8 @@ void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
       ->check(CLI::NonNegativeNumber);
   app.add_option("--activation-bits", options.activation_bits,
                  "8, 12, 14 or 16; 0: the device's default");
-  AddCudaSwitches(app, options.cuda_clusters, options.cuda_overlap);
+  AddCudaSwitches(app, options.cuda_clusters, options.cuda_overlap,
+                  options.fast_linear);
   app.add_option("--kinds", options.kinds, "binarymos, onebit, float16");
   app.add_option("--tokens", options.tokens, "One row for each number")
       ->check(CLI::PositiveNumber);
@@ -235,7 +239,7 @@ void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
   app.add_flag("--cuda-graphs,!--no-cuda-graphs", options.backend.cuda_graphs,
                "Replay recorded steps (CUDA)");
   AddCudaSwitches(app, options.backend.cuda_clusters,
-                  options.backend.cuda_overlap);
+                  options.backend.cuda_overlap, options.backend.fast_linear);
   app.add_option("--seconds", options.seconds, "Time of one row, all rounds")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

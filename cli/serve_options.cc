@@ -45,6 +45,10 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
                    "On CUDA, kernels begin before the one ahead ends, where the"
                    " device can"},
                   &engine.cuda_overlap);
+  table.AddSwitch({group, "fast-linear",
+                   "On CUDA only: linears of more than 64 tokens in a step "
+                   "faster and not exact"},
+                  &engine.fast_linear);
   table.AddText({group, "overlap",
                  "Plan a step while the one before is computed: auto, on or "
                  "off; auto: on CUDA"},

@@ -311,7 +311,8 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
                      .gpu_memory_utilization = options.gpu_memory_utilization,
                      .cuda_graphs = options.cuda_graphs,
                      .cuda_clusters = options.cuda_clusters,
-                     .cuda_overlap = options.cuda_overlap});
+                     .cuda_overlap = options.cuda_overlap,
+                     .fast_linear = options.fast_linear});
   if (!backend.ok()) return backend.status();
   backend_ = *std::move(backend);
 

@@ -61,13 +61,18 @@ BackendOr CreateReferenceBackend(const BackendOptions& options) {
 }
 
 BackendOr CreateCpuBackend(const BackendOptions& options) {
+  if (options.fast_linear) {
+    return absl::InvalidArgumentError(
+        "fast_linear has no meaning on a CPU, whose linears are all canonical; "
+        "leave it out");
+  }
   if (options.cpu_kernels == "reference")
     return CreateReferenceBackend(options);
   return CpuBackend::Create(options);
 }
 
 BackendOr CreateCudaBackend(const BackendOptions& options, int ordinal) {
-  return binarymos::CreateCudaBackend(
+  BackendOr cuda = binarymos::CreateCudaBackend(
       {.ordinal = ordinal,
        .activation_bits = options.activation_bits > 0
                               ? options.activation_bits
@@ -76,7 +81,13 @@ BackendOr CreateCudaBackend(const BackendOptions& options, int ordinal) {
        .graphs = options.cuda_graphs,
        .clusters = options.cuda_clusters,
        .overlap = options.cuda_overlap,
-       .time_steps = options.cuda_time_steps});
+       .time_steps = options.cuda_time_steps,
+       .fast_linear = options.fast_linear});
+  if (!options.fast_linear || !absl::IsUnavailable(cuda.status())) return cuda;
+  // What it advises is a CPU, as a rule.
+  return absl::UnavailableError(absl::StrCat(
+      cuda.status().message(),
+      "; on a CPU leave out --fast-linear, which is for CUDA only"));
 }
 
 BackendOr CreateBestBackend(const BackendOptions& options) {
@@ -84,6 +95,7 @@ BackendOr CreateBestBackend(const BackendOptions& options) {
   if (options.cpu_kernels != "auto") return CreateCpuBackend(options);
   BackendOr cuda = CreateCudaBackend(options, 0);
   if (!absl::IsUnavailable(cuda.status())) return cuda;
+  if (options.fast_linear) return cuda;
   BackendOr cpu = CreateCpuBackend(options);
   if (cpu.ok()) (*cpu)->set_note(std::string(cuda.status().message()));
   return cpu;

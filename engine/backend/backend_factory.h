@@ -37,6 +37,9 @@ struct BackendOptions {
   bool cuda_overlap = true;
   // CUDA: time the steps of Backend::device_seconds. For benchmarks.
   bool cuda_time_steps = false;
+  // CUDA only: binary linears of large steps (kFastRows in cuda_backend.h)
+  // multiply halves. Faster, not canonical.
+  bool fast_linear = false;
 };
 
 // INVALID_ARGUMENT for a value that is not in the lists above, or that has no

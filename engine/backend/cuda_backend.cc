@@ -94,6 +94,25 @@ cuda::Kernel MultiplyKernel(const cuda::MultiplyArgs& args, int num_planes,
   return BatchKernel<16>(args, num_sms);
 }
 
+// The fast kernel whose blocks are done first: rows of outputs that one
+// multiprocessor computes one after the other, and dearer where fewer outputs
+// share what L2 delivers.
+cuda::Kernel FastKernel(const cuda::FastArgs& args, int num_sms) {
+  const auto cost = [&](const auto& kernel) {
+    const cuda::Grid grid = kernel.grid();
+    return static_cast<double>(cuda::CeilDiv(grid.x * grid.y, num_sms) *
+                               kernel.kRows);
+  };
+  const cuda::FastBinaryMos<4, 4> wide{args};
+  const cuda::FastBinaryMos<4, 2> middle{args};
+  const cuda::FastBinaryMos<2, 2> narrow{args};
+  const double of_middle = 1.1 * cost(middle);
+  const double of_narrow = 1.5 * cost(narrow);
+  if (cost(wide) <= std::min(of_middle, of_narrow)) return wide;
+  if (of_middle <= of_narrow) return middle;
+  return narrow;
+}
+
 template <typename T>
 cuda::RopeAndWriteKv<T> RopeKernel(const AttentionShape& shape,
                                    const CudaBatch& batch,
@@ -209,6 +228,13 @@ class CudaBackend::BinaryMos : public PackedLinear {
   }
   const uint16_t* gate() const { return HalvesIfAny(parts_.gate); }
   const uint16_t* in_scale() const { return HalvesIfAny(parts_.in_scale); }
+  cuda::BinaryMosInput Input(const ConstTensorView& x) const {
+    return {.x = Floats(x),
+            .gate = gate(),
+            .in_scale = in_scale(),
+            .in = shape_.in,
+            .experts = shape_.experts};
+  }
   const uint16_t* out_scale() const { return HalvesIfAny(parts_.out_scale); }
   const uint16_t* bias() const { return HalvesIfAny(parts_.bias); }
 
@@ -678,16 +704,15 @@ void CudaBackend::RunBinaryMos(const BinaryMos& linear,
       return Update(status);
     }
   }
+  if (options_.fast_linear && rows > kFastRows) {
+    return RunFastBinaryMos(linear, x, output, y, gate_sums);
+  }
   const cuda::BinaryMosShape& shape = linear.shape();
   const int bits = options_.activation_bits;
   // Columns of 8 planes: one token cannot use 12.
   const int num_planes = rows == 1 && bits > 8 ? 16 : cuda::NumPlanes(bits);
   const cuda::PrepareBinaryMos prepare{
-      .x = Floats(x),
-      .gate = linear.gate(),
-      .in_scale = linear.in_scale(),
-      .in = shape.in,
-      .experts = shape.experts,
+      .input = linear.Input(x),
       .qmax = static_cast<float>((1 << (bits - 1)) - 1),
       // Few tokens: several blocks share one's slices.
       .num_parts = static_cast<int>(std::clamp<int64_t>(
@@ -698,13 +723,7 @@ void CudaBackend::RunBinaryMos(const BinaryMos& linear,
       .slices = static_cast<cuda::PreparedSlice*>(slices_.data()),
       .gates = static_cast<float*>(gates_.data())};
   Launch(prepare);
-  if (gate_sums && linear.num_experts() > 0) {
-    BINARYMOS_CHECK_EQ(gate_sums.shape[0], linear.num_experts());
-    Launch(cuda::SumGates{.gates = prepare.gates,
-                          .tokens = rows,
-                          .experts = shape.experts,
-                          .sums = Floats(gate_sums)});
-  }
+  SumGates(linear, rows, gate_sums);
   Launch(MultiplyKernel({.shape = shape,
                          .signs = linear.signs(),
                          .out_scale = linear.out_scale(),
@@ -716,6 +735,43 @@ void CudaBackend::RunBinaryMos(const BinaryMos& linear,
                          .accumulate = output == Output::kAccumulate,
                          .y = Floats(y)},
                         num_planes, driver_->info().num_sms));
+}
+
+void CudaBackend::RunFastBinaryMos(const BinaryMos& linear,
+                                   const ConstTensorView& x, Output output,
+                                   const TensorView& y,
+                                   const TensorView& gate_sums) {
+  const int64_t rows = x.shape[0];
+  // 256 halves take as much as 16 planes of 256 bits.
+  const cuda::PrepareHalves prepare{
+      .input = linear.Input(x),
+      .tokens = rows,
+      .halves = static_cast<uint16_t*>(planes_.data()),
+      .scales = static_cast<float*>(slices_.data()),
+      .gates = static_cast<float*>(gates_.data())};
+  Launch(prepare);
+  SumGates(linear, rows, gate_sums);
+  Launch(FastKernel({.shape = linear.shape(),
+                     .signs = linear.signs(),
+                     .out_scale = linear.out_scale(),
+                     .bias = linear.bias(),
+                     .tokens = rows,
+                     .halves = prepare.halves,
+                     .scales = prepare.scales,
+                     .gates = prepare.gates,
+                     .accumulate = output == Output::kAccumulate,
+                     .y = Floats(y)},
+                    driver_->info().num_sms));
+}
+
+void CudaBackend::SumGates(const BinaryMos& linear, int64_t rows,
+                           const TensorView& sums) {
+  if (!sums || linear.num_experts() == 0) return;
+  BINARYMOS_CHECK_EQ(sums.shape[0], linear.num_experts());
+  Launch(cuda::SumGates{.gates = static_cast<const float*>(gates_.data()),
+                        .tokens = rows,
+                        .experts = linear.shape().experts,
+                        .sums = Floats(sums)});
 }
 
 void CudaBackend::RopeAndWriteKv(const AttentionShape& shape,

@@ -31,7 +31,16 @@ struct CudaBackendOptions {
   bool overlap = true;
   // Read the device's clock around every step: Backend::device_seconds.
   bool time_steps = false;
+  // Binary linears of more than kFastRows rows multiply halves instead of bits:
+  // faster, not canonical (engine/kernels/cuda/binary_mos_fast.h). The result
+  // of a row then depends on how many rows are computed with it, by that alone.
+  bool fast_linear = false;
 };
+
+// As many rows an exact linear computes at least as fast: it reads each sign
+// once per 8 rows, a fast one at least 64 outputs for 128 rows whether they are
+// there or not (docs/benchmarks/cuda.md). Steps that are recorded have no more.
+inline constexpr int64_t kFastRows = 64;
 
 // UNAVAILABLE if there is no such device, if it is too old for the kernels, or
 // if CUDA is not built in; the message says which.
@@ -44,9 +53,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
 // cores compute Float16 linears (lm_head; engine/kernels/cuda/float16_linear.h)
 // and attention over a cache in f16 (attention.h there): those are near it.
 // What this backend computes for a sequence does not depend, bit for bit, on
-// the rest of the batch, on chunks or on recordings. After a failed operation
-// every further one is skipped and EndStep keeps returning the failure: a
-// broken device stays broken. Threads as Backend.
+// the rest of the batch, on chunks or on recordings; with fast_linear it does
+// depend on whether a step has more than kFastRows rows. After a failed
+// operation every further one is skipped and EndStep keeps returning the
+// failure: a broken device stays broken. Threads as Backend.
 class CudaBackend : public Backend {
  public:
   CudaBackend(std::unique_ptr<CudaDriver> driver,
@@ -153,6 +163,12 @@ class CudaBackend : public Backend {
   // with the input that `args` describes.
   bool RunFused(std::span<const LinearTask> tasks, int64_t rows,
                 cuda::FusedArgs args);
+  void RunFastBinaryMos(const BinaryMos& linear, const ConstTensorView& x,
+                        Output output, const TensorView& y,
+                        const TensorView& gate_sums);
+  // Adds the gates of a binary linear, which are in gates_, to `sums` if there
+  // is one.
+  void SumGates(const BinaryMos& linear, int64_t rows, const TensorView& sums);
 
   // Attention, with args.new_keys and what goes with it as given.
   void Attend(const AttentionShape& shape, const ConstTensorView& q,
@@ -179,8 +195,8 @@ class CudaBackend : public Backend {
   // Of the binary linear: as many slices as were ever packed.
   int64_t max_slices_ = 0;
   int max_experts_ = 1;
-  Buffer planes_;
-  Buffer slices_;
+  Buffer planes_;  // or halves, of fast linears
+  Buffer slices_;  // or scales of rows
   Buffer gates_;
   // Of the Float16 linear.
   int64_t max_float16_slices_ = 0;

@@ -172,6 +172,11 @@ TEST_F(EngineTest, OptionsOutOfRangeAreNamed) {
       {"device", [](EngineOptions& o) { o.device = "tpu"; }},
       {"cpu_kernels", [](EngineOptions& o) { o.cpu_kernels = "sse9"; }},
       {"activation_bits", [](EngineOptions& o) { o.activation_bits = 13; }},
+      {"fast_linear",
+       [](EngineOptions& o) {
+         o.device = "cpu";
+         o.fast_linear = true;
+       }},
   };
   for (const auto& test : cases) {
     EngineOptions options = options_;

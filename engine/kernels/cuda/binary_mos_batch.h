@@ -19,8 +19,8 @@
 // 256 blocks that read 16 MB of signs and 16 MB of planes from L2, 524,288
 // MMAs. Measured there: 1.53 clocks per MMA and multiprocessor, so 3.1 us; with
 // 4 additions per MMA on two pipes about as many. Predicted 7 us, and 17 for
-// 4096 x 11008; measured with cold caches 16 and 39. What is left may be waiting,
-// which was not measured: a warp asks for four planes at a time.
+// 4096 x 11008; measured with cold caches 16 and 39. What is left may be
+// waiting, which was not measured: a warp asks for four planes at a time.
 #pragma once
 
 #include "engine/kernels/cuda/binary_mos_output.h"

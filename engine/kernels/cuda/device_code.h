@@ -102,6 +102,14 @@ BINARYMOS_DEVICE float ToFloat(uint16_t half) {
 BINARYMOS_DEVICE uint16_t ToHalf(float a) {
   return __half_as_ushort(__float2half_rn(a));
 }
+// One LOP3, which the compiler does not make of two constants by itself.
+BINARYMOS_DEVICE uint32_t AndXor(uint32_t a, uint32_t mask, uint32_t flipped) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;"
+      : "=r"(result)
+      : "r"(a), "r"(mask), "r"(flipped));
+  return result;
+}
 
 #else
 
@@ -111,6 +119,9 @@ inline uint32_t FloatBits(float a) { return std::bit_cast<uint32_t>(a); }
 inline float BitsFloat(uint32_t a) { return std::bit_cast<float>(a); }
 inline float ToFloat(uint16_t half) { return HalfToFloat(half); }
 inline uint16_t ToHalf(float a) { return FloatToHalf(a); }
+inline uint32_t AndXor(uint32_t a, uint32_t mask, uint32_t flipped) {
+  return (a & mask) ^ flipped;
+}
 
 #endif
 

@@ -7,7 +7,9 @@
 #include "engine/kernels/cuda/arg_max.h"
 #include "engine/kernels/cuda/attention.h"
 #include "engine/kernels/cuda/binary_mos_batch.h"
+#include "engine/kernels/cuda/binary_mos_fast.h"
 #include "engine/kernels/cuda/binary_mos_fused.h"
+#include "engine/kernels/cuda/binary_mos_halves.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
@@ -26,7 +28,8 @@ using Kernel = std::variant<
     PackSigns, PrepareBinaryMos, MultiplyBinaryMos<8>, MultiplyBinaryMos<16>,
     BatchBinaryMos<8, 2>, BatchBinaryMos<8, 8>, BatchBinaryMos<12, 2>,
     BatchBinaryMos<12, 8>, BatchBinaryMos<16, 2>, BatchBinaryMos<16, 8>,
-    FusedBinaryMos<8>, FusedBinaryMos<16>, SplitHalves, Float16Linear,
+    FusedBinaryMos<8>, FusedBinaryMos<16>, PrepareHalves, FastBinaryMos<2, 2>,
+    FastBinaryMos<4, 2>, FastBinaryMos<4, 4>, SplitHalves, Float16Linear,
     BatchFloat16Linear, RmsNorm, Embed, GatherRows, SwiGlu, SumGates,
     RopeAndWriteKv<uint16_t>, RopeAndWriteKv<float>, Attention<uint16_t, 128>,
     Attention<uint16_t, 512>, FloatAttention, MergeAttention, ArgMax>;
@@ -38,5 +41,13 @@ template <typename K>
 inline constexpr int
     kClusterBlocksOf<K, std::void_t<decltype(K::kClusterBlocks)>> =
         K::kClusterBlocks;
+
+// Blocks that must fit on a multiprocessor: two make waiting visible to fewer,
+// unless a kernel says otherwise.
+template <typename K, typename = void>
+inline constexpr int kBlocksPerSmOf = 2;
+template <typename K>
+inline constexpr int kBlocksPerSmOf<K, std::void_t<decltype(K::kBlocksPerSm)>> =
+    K::kBlocksPerSm;
 
 }  // namespace binarymos::cuda

@@ -9,13 +9,10 @@
 namespace binarymos::cuda {
 namespace {
 
-// Blocks that must fit on a multiprocessor: two make waiting visible to fewer.
-// Said aloud, because without it ptxas aims at more of them and spills
-// registers.
-constexpr int kBlocksPerSm = 2;
-
+// The number of blocks is said aloud, because without it ptxas aims at more of
+// them and spills registers.
 template <typename K>
-__global__ void __launch_bounds__(K::kThreads, kBlocksPerSm)
+__global__ void __launch_bounds__(K::kThreads, kBlocksPerSmOf<K>)
     Run(const __grid_constant__ K kernel) {
   extern __shared__ uint4 shared[];
   DeviceBlock block(shared);

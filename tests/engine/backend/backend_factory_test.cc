@@ -63,6 +63,14 @@ INSTANTIATE_TEST_SUITE_P(
             {.device = "cpu", .cpu_pin = true, .cpu_kernels = "reference"},
             kInvalid,
             "cpu_pin has no meaning with cpu_kernels=reference"},
+        BadOptions{"FastLinear",
+                   {.device = "cpu", .fast_linear = true},
+                   kInvalid,
+                   "fast_linear has no meaning on a CPU"},
+        BadOptions{"FastLinearOfTheReference",
+                   {.cpu_kernels = "reference", .fast_linear = true},
+                   kInvalid,
+                   "fast_linear has no meaning on a CPU"},
         BadOptions{"Bits",
                    {.device = "cpu", .activation_bits = 10},
                    kInvalid,
@@ -141,6 +149,19 @@ TEST(BackendFactoryTest, AutomaticAlwaysFindsADevice) {
     EXPECT_THAT((*backend)->note(), HasSubstr("--device=cpu"));
   } else {
     EXPECT_EQ((*backend)->note(), "");
+  }
+}
+
+TEST(BackendFactoryTest, FastLinearsDoNotFallBackToACpu) {
+  for (const char* device : {"auto", "cuda"}) {
+    const auto backend = CreateBackend({.device = device, .fast_linear = true});
+    if (backend.ok()) {
+      EXPECT_THAT((*backend)->description(), HasSubstr("cuda"));
+    } else {
+      EXPECT_TRUE(absl::IsUnavailable(backend.status())) << backend.status();
+      EXPECT_THAT(backend.status().message(),
+                  HasSubstr("leave out --fast-linear"));
+    }
   }
 }
 

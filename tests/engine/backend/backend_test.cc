@@ -164,17 +164,20 @@ struct TestBackend {
   std::string name;
   int threads = 1;
   int activation_bits = 0;
+  bool fast_linear = false;
 
   absl::StatusOr<std::unique_ptr<Backend>> Create() const {
     if (name == "emulated") {
       static auto& device = *new EmulatedDevice;
       CudaBackendOptions options;
+      options.fast_linear = fast_linear;
       if (activation_bits != 0) options.activation_bits = activation_bits;
       return std::make_unique<CudaBackend>(
           std::make_unique<EmulatedDriver>(&device), options);
     }
     BackendOptions options;
     options.activation_bits = activation_bits;
+    options.fast_linear = fast_linear;
     options.device = name == "cuda" ? "cuda" : "cpu";
     options.num_threads = threads;
     if (name != "cuda") options.cpu_kernels = name;
@@ -593,6 +596,52 @@ TEST_P(CudaBackendTest, ABinaryLinearIsThatOfTheCpuAndAFloat16OneNearIt) {
           RelativeError(RunLinear(TestBackend{GetParam()}, float16, tokens),
                         RunLinear(TestBackend{"auto", 2}, float16, tokens)),
           kFloat16Error);
+    }
+  }
+}
+
+// Of all but the sums of gates, which are the same bits.
+double ErrorOfFastLinear(const std::string& device, const Weights& weights,
+                         int tokens) {
+  TestBackend fast{device, 1, 16};
+  fast.fast_linear = true;
+  const auto actual = RunLinear(fast, weights, tokens);
+  const auto expected = RunLinear(TestBackend{"auto", 2, 16}, weights, tokens);
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < actual.size(); ++i) {
+    if (i >= actual.size() - kExperts) {
+      EXPECT_EQ(actual[i], expected[i]) << "gates";
+    } else {
+      error += std::pow(actual[i] - expected[i], 2);
+      norm += std::pow(expected[i], 2);
+    }
+  }
+  return std::sqrt(error / norm);
+}
+
+TEST_P(CudaBackendTest, AFastLinearIsExactForFewRowsAndNearForMany) {
+  std::vector<LinearShape> shapes = {{520, 70, {64, 65, 130}}};
+  if (GetParam() == "cuda") {
+    shapes.push_back({8, 1, {65, 1000}});
+    shapes.push_back({264, 300, {127, 128, 255, 2048, 4096}});
+    shapes.push_back({4096, 4096, {64, 65, 128, 512, 2048}});
+    shapes.push_back({4096, 11008, {100, 512}});
+    shapes.push_back({11008, 4096, {100, 512}});
+    shapes.push_back({13824, 5120, {65, 300}});
+  }
+  for (const LinearShape& shape : shapes) {
+    Random random;
+    const Weights weights = Weights::Binary(random, shape.in, shape.out);
+    for (const int tokens : shape.tokens) {
+      SCOPED_TRACE(testing::Message() << shape.in << " to " << shape.out << ", "
+                                      << tokens << " tokens");
+      const double error = ErrorOfFastLinear(GetParam(), weights, tokens);
+      if (tokens <= kFastRows) {
+        EXPECT_EQ(error, 0.0);
+      } else {
+        EXPECT_GT(error, 0.0);
+        EXPECT_LE(error, 5e-4);
+      }
     }
   }
 }

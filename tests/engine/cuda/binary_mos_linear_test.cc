@@ -17,8 +17,8 @@
 #include "engine/kernels/cuda/binary_mos_batch.h"
 #include "engine/kernels/cuda/binary_mos_fused.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
-#include "engine/kernels/cuda/binary_mos_pack.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
+#include "tests/engine/cuda/binary_mos_layer.h"
 #include "tests/engine/cuda/emulated_block.h"
 
 namespace binarymos {
@@ -26,51 +26,6 @@ namespace {
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-struct LayerShape {
-  int64_t in = 0;
-  int64_t out = 0;
-  int experts = 4;
-  bool gate = true;
-  bool bias = false;
-};
-
-// A random layer as a checkpoint holds it.
-struct Layer {
-  explicit Layer(const LayerShape& layer_shape) : shape(layer_shape) {
-    sign.resize(shape.out * shape.in / 8);
-    for (uint8_t& bits : sign) bits = static_cast<uint8_t>(random());
-    gate = Halves(shape.experts * shape.in, 0.0f, 0.05f);
-    in_scale = Halves(shape.experts * shape.in, 0.5f, 0.2f);
-    out_scale = Halves(shape.experts * shape.out, 0.3f, 0.1f);
-    bias = Halves(shape.out, 0.0f, 1.0f);
-  }
-
-  reference::BinaryMosWeights weights() const {
-    const int64_t experts = shape.experts;
-    reference::BinaryMosWeights weights;
-    weights.sign = {sign.data(), DType::kU8, {shape.out, shape.in / 8}};
-    if (shape.gate) {
-      weights.gate = {gate.data(), DType::kF16, {experts, shape.in}};
-    }
-    weights.in_scale = {in_scale.data(), DType::kF16, {experts, shape.in}};
-    weights.out_scale = {out_scale.data(), DType::kF16, {experts, shape.out}};
-    if (shape.bias) weights.bias = {bias.data(), DType::kF16, {shape.out}};
-    return weights;
-  }
-
-  std::vector<uint16_t> Halves(int64_t count, float mean, float deviation) {
-    std::normal_distribution<float> normal(mean, deviation);
-    std::vector<uint16_t> halves(count);
-    for (uint16_t& half : halves) half = FloatToHalf(normal(random));
-    return halves;
-  }
-
-  LayerShape shape;
-  std::mt19937 random{1};
-  std::vector<uint8_t> sign;
-  std::vector<uint16_t> gate, in_scale, out_scale, bias;
-};
 
 struct Options {
   int bits = 16;
@@ -84,17 +39,6 @@ struct Options {
 struct Result {
   std::vector<float> y, gates;
 };
-
-std::vector<uint32_t> PackLayer(const Layer& layer, EmulatedOrder order) {
-  const cuda::BinaryMosShape shape{layer.shape.in, layer.shape.out,
-                                   layer.shape.experts};
-  std::vector<uint32_t> packed(shape.sign_words(), ~0u);
-  RunEmulated(
-      cuda::PackSigns{
-          .shape = shape, .sign = layer.sign.data(), .packed = packed.data()},
-      order);
-  return packed;
-}
 
 template <int kPlanes>
 void Multiply(const cuda::MultiplyArgs& args, int tiles, EmulatedOrder order) {
@@ -128,11 +72,7 @@ Result Apply(const Layer& layer, const std::vector<float>& x,
   result.y.resize(tokens * layer.shape.out, kNan);
   RunEmulated(
       cuda::PrepareBinaryMos{
-          .x = x.data(),
-          .gate = layer.shape.gate ? layer.gate.data() : nullptr,
-          .in_scale = layer.in_scale.data(),
-          .in = layer.shape.in,
-          .experts = layer.shape.experts,
+          .input = layer.Input(x),
           .qmax = static_cast<float>((1 << (options.bits - 1)) - 1),
           .num_parts = options.parts,
           .layout = {tokens, shape.num_slices(), num_planes},
@@ -218,14 +158,6 @@ void ExpectSameBits(const std::vector<float>& actual,
     }
   }
   EXPECT_EQ(different, 0u);
-}
-
-std::vector<float> Inputs(int64_t count, uint32_t seed = 7) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> x(count);
-  for (float& value : x) value = normal(random);
-  return x;
 }
 
 reference::QuantizedBinaryMosResult Expected(const Layer& layer,

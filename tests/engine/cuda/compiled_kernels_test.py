@@ -5,11 +5,12 @@ holds one ELF image per compute capability; every kernel is a section .text.NAME
 of 16-byte instructions, whose low bits are the operation.
 
 Checked per image: the binary linear multiplies with the 1-bit tensor-core
-instruction (BMMA, not an emulation of it), attention and the Float16 linear
-with the one for halves (HMMA; attention's operands from LDSM), and no kernel
-touches local memory, which is where registers spill to. Registers per thread
-are printed, and bounded: the binary linear must leave room for two blocks of
-256 threads on a multiprocessor.
+instruction (BMMA, not an emulation of it), the fast one, attention and the
+Float16 linear with the one for halves (HMMA; attention's operands from LDSM),
+and no kernel touches local memory, which is where registers spill to. The fast
+linear expands two weights with one LOP3. Registers per thread are printed, and
+bounded: the binary linear must leave room for two blocks of 256 threads on a
+multiprocessor.
 """
 
 import collections
@@ -29,6 +30,7 @@ OPERATION_MASK = 0x1FF
 BMMA = 0x03D
 HMMA = 0x03C
 LDSM = 0x03B
+LOP3 = 0x012
 LOCAL = {0x183: "LDL", 0x187: "STL"}
 REGISTERS_FOR_TWO_BLOCKS = 65536 // 512
 # Kernels that multiply on tensor cores.
@@ -166,6 +168,18 @@ class CompiledKernelsTest(unittest.TestCase):
             with self.subTest(kernel=kernel.name, capability=capability):
                 # Four for 32 inputs and 8 rows, four times.
                 self.assertEqual(kernel.operations[HMMA], 16)
+
+    def test_the_fast_linear_spends_few_instructions_beside_its_products(self):
+        for capability, kernel in self.kernels("FastBinaryMos"):
+            tiles = int(re.search(r"\d+", kernel.name).group())
+            steps, columns = 4, 8  # of a stage; of 8 tokens
+            with self.subTest(kernel=kernel.name, capability=capability):
+                self.assertEqual(kernel.operations[HMMA],
+                                 steps * columns * tiles)
+                # Four words of signs per tile and step, and what the end of
+                # the kernel has.
+                self.assertLessEqual(kernel.operations[LOP3],
+                                     steps * 4 * tiles + 128)
 
     def test_the_fused_linear_is_empty_where_there_are_no_clusters(self):
         for capability, kernel in self.kernels("FusedBinaryMos"):

@@ -297,6 +297,45 @@ TEST_F(CudaBackendTest, SwiGluAndALinearOfOneTokenAreOneLaunch) {
   }
 }
 
+TEST_F(CudaBackendTest, FastLinearsTakeTheMemoryThatExactOnesReserve) {
+  const auto backend = Create({.fast_linear = true});
+  const auto layer = PackLayer(*backend, 264, 48);
+  ASSERT_TRUE(backend->Reserve(130, 4).ok());
+  const Tensor x = Get(backend->Allocate(DType::kF32, Shape{130, 264}));
+  const Tensor y = Get(backend->Allocate(DType::kF32, Shape{130, 48}));
+  const int before = device_.num_allocations;
+  for (const int count : {1, 64, 65, 130}) {
+    const Batch batch(0, count);
+    backend->BeginStep(batch.view);
+    backend->Linear(*layer, x.view().FirstRows(count), Backend::Output::kStore,
+                    y.view().FirstRows(count), {});
+    EXPECT_TRUE(backend->EndStep().ok());
+    EXPECT_EQ(device_.num_fast_linears, count > 64 ? 1 : 0);
+    device_.num_fast_linears = 0;
+  }
+  EXPECT_EQ(device_.num_allocations, before);
+}
+
+TEST_F(CudaBackendTest, FastLinearsHaveWiderBlocksWhereAllAreBusy) {
+  device_.num_sms = 2;
+  const auto backend = Create({.fast_linear = true});
+  const auto rows_of_block = [&](int64_t out, int tokens) {
+    const auto layer = PackLayer(*backend, 8, out);
+    BINARYMOS_CHECK(backend->Reserve(tokens, 1).ok());
+    const Tensor x = Get(backend->Allocate(DType::kF32, Shape{tokens, 8}));
+    const Tensor y = Get(backend->Allocate(DType::kF32, Shape{tokens, out}));
+    const BatchView empty;
+    backend->BeginStep(empty);
+    backend->Linear(*layer, x.view(), Backend::Output::kStore, y.view(), {});
+    EXPECT_TRUE(backend->EndStep().ok());
+    return device_.rows_of_fast_block;
+  };
+  EXPECT_EQ(rows_of_block(64, 65), 64);
+  EXPECT_EQ(rows_of_block(256, 65), 128);
+  EXPECT_EQ(rows_of_block(512, 65), 256);
+  EXPECT_EQ(rows_of_block(256, 256), 256);
+}
+
 TEST_F(CudaBackendTest, AFailureSkipsTheRestAndIsFinal) {
   const auto backend = Create();
   const auto layer = PackLayer(*backend, 64, 48);

@@ -33,6 +33,8 @@ struct EmulatedDevice {
   int num_allocations = 0;  // ever
   int num_launches = 0;
   int num_merges = 0;  // of attention splits
+  int num_fast_linears = 0;
+  int rows_of_fast_block = 0;  // of the last
   int num_captures = 0;
   int num_replays = 0;
   int num_copies_to_device = 0;
@@ -168,8 +170,19 @@ class EmulatedDriver : public CudaDriver {
     ++num_ran_;
     device_->num_merges +=
         std::holds_alternative<cuda::MergeAttention>(kernel) ? 1 : 0;
-    std::visit([this](const auto& one) { RunEmulated(one, device_->order); },
-               kernel);
+    std::visit(
+        [this](const auto& one) {
+          Note(one);
+          RunEmulated(one, device_->order);
+        },
+        kernel);
+  }
+  template <typename K>
+  void Note(const K&) {}
+  template <int kTiles, int kRowWarps>
+  void Note(const cuda::FastBinaryMos<kTiles, kRowWarps>& kernel) {
+    ++device_->num_fast_linears;
+    device_->rows_of_fast_block = kernel.kRows;
   }
 
   // During a capture this operation is an error, as CUDA has it.
