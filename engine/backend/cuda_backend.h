@@ -34,6 +34,8 @@ struct CudaBackendOptions {
   // Binary linears of more than kFastRows rows multiply halves instead of bits:
   // faster, not canonical (engine/kernels/cuda/binary_mos_fast.h). The result
   // of a row then depends on how many rows are computed with it, by that alone.
+  // Float16 linears of as many rows are left to cuBLAS where it is installed,
+  // activations rounded to halves; note() says where it is not.
   bool fast_linear = false;
 };
 
@@ -163,6 +165,8 @@ class CudaBackend : public Backend {
   // with the input that `args` describes.
   bool RunFused(std::span<const LinearTask> tasks, int64_t rows,
                 cuda::FusedArgs args);
+  void RunFastFloat16(const Float16& linear, const ConstTensorView& x,
+                      Output output, const TensorView& y);
   void RunFastBinaryMos(const BinaryMos& linear, const ConstTensorView& x,
                         Output output, const TensorView& y,
                         const TensorView& gate_sums);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -28,6 +29,19 @@ struct CudaDeviceInfo {
 struct CudaMemory {
   size_t free = 0;
   size_t total = 0;
+};
+
+// y = x Wᵀ, or y += x Wᵀ, of halves with sums in f32, in an order of the
+// library's. x [rows, in] f16, weight [out, in] f16, y [rows, out] f32, all on
+// the device; x and weight aligned to 16 bytes.
+struct HalfProduct {
+  const void* x = nullptr;
+  const void* weight = nullptr;
+  void* y = nullptr;
+  int64_t rows = 0;
+  int64_t in = 0;
+  int64_t out = 0;
+  bool accumulate = false;
 };
 
 // Operations that were recorded, to be run as one. Made by a CudaDriver, usable
@@ -62,6 +76,9 @@ class CudaDriver {
                                   size_t bytes) = 0;
   virtual absl::Status Zero(void* device, size_t bytes) = 0;    // enqueued
   virtual absl::Status Launch(const cuda::Kernel& kernel) = 0;  // enqueued
+  // Whether there is a library for Multiply.
+  virtual bool can_multiply() const = 0;
+  virtual absl::Status Multiply(const HalfProduct& product) = 0;  // enqueued
 
   // Waits for everything enqueued.
   virtual absl::Status Synchronize() = 0;

@@ -1,11 +1,13 @@
 // CudaDriver on the CUDA runtime, and the creation of the backend on it. Linked
 // where CUDA is built in; cuda_backend_stub.cc otherwise.
 #include <memory>
+#include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda_backend.h"
+#include "engine/backend/cuda_blas.h"
 #include "engine/backend/cuda_driver.h"
 #include "engine/backend/cuda_raii.h"
 #include "engine/kernels/cuda/launch.h"
@@ -27,12 +29,13 @@ class RuntimeGraph : public CudaGraph {
 
 class CudaRuntimeDriver : public CudaDriver {
  public:
-  // `overlap`: see cuda::Launch.
+  // `blas`: on `stream`, or null. `overlap`: see cuda::Launch.
   CudaRuntimeDriver(CudaDeviceInfo info, CudaStream stream, CudaTimer timer,
-                    bool overlap)
+                    std::unique_ptr<CudaBlas> blas, bool overlap)
       : info_(std::move(info)),
         stream_(std::move(stream)),
         timer_(std::move(timer)),
+        blas_(std::move(blas)),
         overlap_(overlap) {}
 
   const CudaDeviceInfo& info() const override { return info_; }
@@ -73,6 +76,12 @@ class CudaRuntimeDriver : public CudaDriver {
         BINARYMOS_CUDA(cuda::Launch(kernel, overlap_, stream_.get())));
     return status;
   }
+  bool can_multiply() const override { return blas_ != nullptr; }
+  absl::Status Multiply(const HalfProduct& product) override {
+    absl::Status status = SetDevice();
+    status.Update(blas_->Multiply(product));
+    return status;
+  }
   absl::Status Synchronize() override {
     return BINARYMOS_CUDA(cudaStreamSynchronize(stream_.get()));
   }
@@ -109,6 +118,7 @@ class CudaRuntimeDriver : public CudaDriver {
   CudaDeviceInfo info_;
   CudaStream stream_;
   CudaTimer timer_;
+  const std::unique_ptr<CudaBlas> blas_;
   const bool overlap_;
 };
 
@@ -182,11 +192,25 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
   if (!stream.ok()) return Unavailable(stream.status());
   absl::StatusOr<CudaTimer> timer = CudaTimer::Create();
   if (!timer.ok()) return Unavailable(timer.status());
+  std::unique_ptr<CudaBlas> blas;
+  std::string note;
+  if (options.fast_linear) {
+    absl::StatusOr<std::unique_ptr<CudaBlas>> loaded = CudaBlas::Load(*stream);
+    if (loaded.ok()) {
+      blas = *std::move(loaded);
+    } else {
+      note = absl::StrCat("--fast-linear leaves Float16 linears as they are: ",
+                          loaded.status().message());
+    }
+  }
   const bool overlap = options.overlap && info->compute_major >= kHopperMajor;
-  return std::make_unique<CudaBackend>(
+  auto backend = std::make_unique<CudaBackend>(
       std::make_unique<CudaRuntimeDriver>(*std::move(info), *std::move(stream),
-                                          *std::move(timer), overlap),
+                                          *std::move(timer), std::move(blas),
+                                          overlap),
       options);
+  backend->set_note(std::move(note));
+  return backend;
 }
 
 }  // namespace binarymos

@@ -336,6 +336,46 @@ TEST_F(CudaBackendTest, FastLinearsHaveWiderBlocksWhereAllAreBusy) {
   EXPECT_EQ(rows_of_block(256, 256), 256);
 }
 
+// With a bias, added to what is there or not; in two parts.
+TEST_F(CudaBackendTest, FastFloat16LinearsUseTheLibraryWhereThereIsOne) {
+  constexpr int kRows = 1030, kIn = 24, kOut = 5;
+  const auto weight = RandomHalves(kOut * kIn, 1), bias = RandomHalves(kOut, 2);
+  const auto x = RandomFloats(kRows * kIn, 3);
+  const auto before = RandomFloats(kRows * kOut, 4);
+  LinearTensors tensors{
+      .kind = LinearKind::kFloat16, .in_features = kIn, .out_features = kOut};
+  tensors.weight = View(weight, {kOut, kIn});
+  tensors.bias = View(bias, {kOut});
+  for (const auto output :
+       {Backend::Output::kStore, Backend::Output::kAccumulate}) {
+    std::vector<std::vector<float>> results;
+    for (const bool can_multiply : {false, true}) {
+      device_.can_multiply = can_multiply;
+      device_.num_products = 0;
+      const auto backend = Create({.fast_linear = true});
+      const auto layer = Get(backend->Pack(tensors));
+      ASSERT_TRUE(backend->Reserve(kRows, 1).ok());
+      const Tensor input = Get(backend->Upload(View(x, {kRows, kIn})));
+      const Tensor y = Get(backend->Upload(View(before, {kRows, kOut})));
+      const int allocations = device_.num_allocations;
+      const BatchView empty;
+      backend->BeginStep(empty);
+      backend->Linear(*layer, input.view(), output, y.view(), {});
+      EXPECT_EQ(device_.num_allocations, allocations);
+      results.emplace_back(before.size());
+      EXPECT_TRUE(backend->ReadBack(y.view(), std::span(results.back())).ok());
+      EXPECT_TRUE(backend->EndStep().ok());
+      EXPECT_EQ(device_.num_products, can_multiply ? 2 : 0);
+    }
+    double error = 0, norm = 0;
+    for (size_t i = 0; i < before.size(); ++i) {
+      error += std::pow(double{results[1][i]} - results[0][i], 2);
+      norm += std::pow(results[0][i], 2);
+    }
+    EXPECT_LT(std::sqrt(error / norm), 5e-4);
+  }
+}
+
 TEST_F(CudaBackendTest, AFailureSkipsTheRestAndIsFinal) {
   const auto backend = Create();
   const auto layer = PackLayer(*backend, 64, 48);

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda_driver.h"
+#include "engine/core/float16.h"
 #include "tests/engine/cuda/emulated_block.h"
 
 namespace binarymos {
@@ -27,11 +28,13 @@ struct EmulatedDevice {
   EmulatedOrder order = EmulatedOrder::kAscending;
   int launches_until_failure = -1;  // -1: never; then every call fails
   bool refuse_capture = false;
+  bool can_multiply = false;
 
   // Set by the driver.
   size_t used_memory = 0;
   int num_allocations = 0;  // ever
   int num_launches = 0;
+  int num_products = 0;
   int num_merges = 0;  // of attention splits
   int num_fast_linears = 0;
   int rows_of_fast_block = 0;  // of the last
@@ -114,6 +117,26 @@ class EmulatedDriver : public CudaDriver {
     }
     Run(kernel);
     return absl::OkStatus();
+  }
+  bool can_multiply() const override { return device_->can_multiply; }
+  absl::Status Multiply(const HalfProduct& product) override {
+    if (capture_ != nullptr) return Spoil("a product");
+    ++device_->num_products;
+    const auto* x = static_cast<const uint16_t*>(product.x);
+    const auto* weight = static_cast<const uint16_t*>(product.weight);
+    auto* y = static_cast<float*>(product.y);
+    for (int64_t row = 0; row < product.rows; ++row) {
+      for (int64_t column = 0; column < product.out; ++column) {
+        double sum = 0;
+        for (int64_t k = 0; k < product.in; ++k) {
+          sum += double{HalfToFloat(x[row * product.in + k])} *
+                 HalfToFloat(weight[column * product.in + k]);
+        }
+        float& to = y[row * product.out + column];
+        to = static_cast<float>(product.accumulate ? to + sum : sum);
+      }
+    }
+    return Health();
   }
   absl::Status Synchronize() override {
     if (capture_ != nullptr) return Spoil("waiting");

@@ -74,6 +74,44 @@ TEST(CudaRmsNormTest, InPlaceIsTheSame) {
   EXPECT_TRUE(SameBits(in_place, expected));
 }
 
+TEST(CudaRoundToHalvesTest, FiniteNumbersStayFinite) {
+  auto x = RandomFloats(4100, 1, 30000.0f);
+  x[0] = 1e9f, x[1] = -1e9f, x[2] = 65519.0f, x[3] = 65520.0f;
+  x[4] = 1e-8f, x[5] = kNan, x[6] = kInf, x[7] = -kInf, x[4099] = -65520.0f;
+  std::vector<uint16_t> halves(4101, 0x1234);
+  RunEmulated(cuda::RoundToHalves{
+      .x = x.data(), .size = 4100, .halves = halves.data()});
+  for (size_t i = 0; i < x.size(); ++i) {
+    float expected = x[i];
+    if (std::isfinite(expected)) {
+      expected = std::min(std::max(expected, -65504.0f), 65504.0f);
+    }
+    EXPECT_TRUE(
+        SameBits(HalfToFloat(halves[i]), HalfToFloat(FloatToHalf(expected))))
+        << x[i];
+  }
+  EXPECT_EQ(halves[4100], 0x1234);
+}
+
+TEST(CudaAddBiasTest, EveryRowGetsIt) {
+  const auto bias = RandomHalves(70, 3);
+  const auto before = RandomFloats(5 * 70, 4);
+  for (const bool accumulate : {true, false}) {
+    std::vector<float> y = before;
+    y.push_back(7.0f);
+    RunEmulated(cuda::AddBias{.bias = bias.data(),
+                              .rows = 5,
+                              .out = 70,
+                              .accumulate = accumulate,
+                              .y = y.data()});
+    for (int i = 0; i < 5 * 70; ++i) {
+      const float value = HalfToFloat(bias[i % 70]);
+      EXPECT_EQ(y[i], accumulate ? before[i] + value : value);
+    }
+    EXPECT_EQ(y.back(), 7.0f);
+  }
+}
+
 TEST(CudaSwiGluTest, GivesTheBitsOfTheCpu) {
   auto gate = RandomFloats(1000, 1, 20.0f);
   gate[3] = kNan, gate[4] = kInf, gate[5] = -kInf, gate[6] = -0.0f;
