@@ -144,6 +144,7 @@ absl::Status RunLinearBench(const LinearBenchOptions& options) {
                                 .activation_bits = options.activation_bits,
                                 .cuda_clusters = options.cuda_clusters,
                                 .cuda_overlap = options.cuda_overlap,
+                                .cuda_wgmma = options.cuda_wgmma,
                                 .cuda_time_steps = true,
                                 .fast_linear = options.fast_linear});
   if (!created.ok()) return created.status();

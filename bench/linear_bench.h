@@ -15,6 +15,7 @@ struct LinearBenchOptions {
   int activation_bits = 0;      // 0: the device's default
   bool cuda_clusters = true;
   bool cuda_overlap = true;
+  bool cuda_wgmma = false;
   bool fast_linear = false;
   std::vector<std::string> kinds = {"binarymos"};  // onebit, float16
   std::vector<int> tokens = {1, 8, 32, 128};       // rows of a batch

@@ -199,12 +199,15 @@ int RunLinear(const BenchOptions& options) {
   return Exit(RunLinearBench(options.linear));
 }
 
-void AddCudaSwitches(CLI::App& app, bool& clusters, bool& overlap,
+void AddCudaSwitches(CLI::App& app, bool& clusters, bool& overlap, bool& wgmma,
                      bool& fast_linear) {
   app.add_flag("--cuda-clusters,!--no-cuda-clusters", clusters,
                "A linear of one token in one launch (CUDA)");
   app.add_flag("--cuda-overlap,!--no-cuda-overlap", overlap,
                "Kernels begin before the one ahead ends (CUDA)");
+  app.add_flag("--cuda-wgmma", wgmma,
+               "Linears of several rows by the instruction of a warpgroup, "
+               "where the device has it (CUDA)");
   app.add_flag("--fast-linear", fast_linear,
                "Linears of more than 64 rows faster and not exact (CUDA)");
 }
@@ -216,7 +219,7 @@ void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
   app.add_option("--activation-bits", options.activation_bits,
                  "8, 12, 14 or 16; 0: the device's default");
   AddCudaSwitches(app, options.cuda_clusters, options.cuda_overlap,
-                  options.fast_linear);
+                  options.cuda_wgmma, options.fast_linear);
   app.add_option("--kinds", options.kinds, "binarymos, onebit, float16");
   app.add_option("--tokens", options.tokens, "One row for each number")
       ->check(CLI::PositiveNumber);
@@ -239,7 +242,8 @@ void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
   app.add_flag("--cuda-graphs,!--no-cuda-graphs", options.backend.cuda_graphs,
                "Replay recorded steps (CUDA)");
   AddCudaSwitches(app, options.backend.cuda_clusters,
-                  options.backend.cuda_overlap, options.backend.fast_linear);
+                  options.backend.cuda_overlap, options.backend.cuda_wgmma,
+                  options.backend.fast_linear);
   app.add_option("--seconds", options.seconds, "Time of one row, all rounds")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -109,6 +109,9 @@ void AddEngineFlags(CLI::App& perplexity, EngineOptions& engine) {
       .add_option("--max-model-len", engine.max_model_len,
                   "For models with rotation scaling; 0: the model's")
       ->capture_default_str();
+  perplexity.add_flag("--cuda-wgmma", engine.cuda_wgmma,
+                      "Linears of several tokens by the instruction of a "
+                      "warpgroup, where the device has it (CUDA)");
   perplexity.add_flag("--fast-linear", engine.fast_linear,
                       "Linears of more than 64 tokens in a step faster and not "
                       "exact (CUDA)");

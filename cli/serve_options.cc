@@ -45,6 +45,10 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
                    "On CUDA, kernels begin before the one ahead ends, where the"
                    " device can"},
                   &engine.cuda_overlap);
+  table.AddSwitch({group, "cuda-wgmma",
+                   "On CUDA, linears of several tokens by the instruction of a "
+                   "warpgroup, where the device has it"},
+                  &engine.cuda_wgmma);
   table.AddSwitch({group, "fast-linear",
                    "On CUDA only: linears of more than 64 tokens in a step "
                    "faster and not exact"},

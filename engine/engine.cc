@@ -312,6 +312,7 @@ absl::StatusOr<LlamaWeights> LlamaEngine::LoadWeights(
                      .cuda_graphs = options.cuda_graphs,
                      .cuda_clusters = options.cuda_clusters,
                      .cuda_overlap = options.cuda_overlap,
+                     .cuda_wgmma = options.cuda_wgmma,
                      .fast_linear = options.fast_linear});
   if (!backend.ok()) return backend.status();
   backend_ = *std::move(backend);

@@ -29,6 +29,7 @@ struct EngineOptions {
   bool cuda_graphs = true;
   bool cuda_clusters = true;
   bool cuda_overlap = true;
+  bool cuda_wgmma = false;
   bool fast_linear = false;
 
   // Plan a step while the one before is computed (engine/async_runner.h): on,

@@ -91,9 +91,13 @@ run_steps() {
   step racecheck 90 "${self[@]}" sanitizer racecheck "$few"
   step linear 90 "${bench[@]}" linear --device cuda --tokens 1 8 64 \
     --kinds binarymos onebit
+  step linear-wgmma 60 "${bench[@]}" linear --device cuda --tokens 8 64 \
+    --cuda-wgmma
   step attention 60 "${bench[@]}" attention --device cuda --seconds 0.5
   step decode 60 "${bench[@]}" decode --device cuda --seconds 1
   step prefill 60 "${bench[@]}" prefill --device cuda --seconds 1
+  step prefill-fast 60 "${bench[@]}" prefill --device cuda --seconds 1 \
+    --fast-linear
   step linear-float16 60 "${bench[@]}" linear --device cuda --tokens 1 8 \
     --kinds float16
   step engine 120 "${bench[@]}" engine --device cuda --shape 7b \

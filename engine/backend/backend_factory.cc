@@ -81,6 +81,7 @@ BackendOr CreateCudaBackend(const BackendOptions& options, int ordinal) {
        .graphs = options.cuda_graphs,
        .clusters = options.cuda_clusters,
        .overlap = options.cuda_overlap,
+       .wgmma = options.cuda_wgmma,
        .time_steps = options.cuda_time_steps,
        .fast_linear = options.fast_linear});
   if (!options.fast_linear || !absl::IsUnavailable(cuda.status())) return cuda;

@@ -32,9 +32,10 @@ struct BackendOptions {
   bool cuda_graphs = true;
   // CUDA, where the device can: a binary linear of one token in one launch of
   // clusters; kernels that begin before the one ahead of them has ended.
-  // Neither changes a bit.
+  // None changes a bit.
   bool cuda_clusters = true;
   bool cuda_overlap = true;
+  bool cuda_wgmma = false;
   // CUDA: time the steps of Backend::device_seconds. For benchmarks.
   bool cuda_time_steps = false;
   // CUDA only: binary linears of large steps (kFastRows in cuda_backend.h)

@@ -69,6 +69,10 @@ absl::Status NotRecordable(const char* what) {
       absl::StrCat("a step cannot be recorded: ", what));
 }
 
+size_t SharedBytes(const cuda::Kernel& kernel) {
+  return std::visit([](const auto& one) { return one.shared_bytes(); }, kernel);
+}
+
 // One unit of planes, slices and gates per row, rows in whole groups.
 size_t PlaneBytes(int64_t rows, int64_t slices) {
   return cuda::CeilDiv(rows, kColumns) * kColumns * slices * 16 *
@@ -76,22 +80,36 @@ size_t PlaneBytes(int64_t rows, int64_t slices) {
 }
 
 // Wide blocks read least, narrow ones leave no multiprocessor idle.
-template <int kPlanes>
-cuda::Kernel BatchKernel(const cuda::MultiplyArgs& args, int num_sms) {
-  const cuda::BatchBinaryMos<kPlanes, 8> wide{args};
+template <typename Wide, typename Narrow>
+cuda::Kernel WideIfBusy(const cuda::MultiplyArgs& args, int num_sms) {
+  const Wide wide{args};
   if (wide.grid().x * wide.grid().y * 4 >= int64_t{3} * num_sms) return wide;
-  return cuda::BatchBinaryMos<kPlanes, 2>{args};
+  return Narrow{args};
+}
+
+template <int kPlanes>
+cuda::Kernel BatchKernel(const cuda::MultiplyArgs& args,
+                         const CudaDeviceInfo& info, bool wgmma) {
+  if (wgmma && info.has_wgmma) {
+    const cuda::Kernel kernel =
+        WideIfBusy<cuda::WarpgroupBinaryMos<kPlanes, 1>,
+                   cuda::WarpgroupBinaryMos<kPlanes, 2>>(args, info.num_sms);
+    // They have the scales of all slices there.
+    if (SharedBytes(kernel) <= info.max_shared_bytes) return kernel;
+  }
+  return WideIfBusy<cuda::BatchBinaryMos<kPlanes, 8>,
+                    cuda::BatchBinaryMos<kPlanes, 2>>(args, info.num_sms);
 }
 
 cuda::Kernel MultiplyKernel(const cuda::MultiplyArgs& args, int num_planes,
-                            int num_sms) {
+                            const CudaDeviceInfo& info, bool wgmma) {
   if (args.tokens == 1) {
     if (num_planes == 8) return cuda::MultiplyBinaryMos<8>{args};
     return cuda::MultiplyBinaryMos<16>{args};
   }
-  if (num_planes == 8) return BatchKernel<8>(args, num_sms);
-  if (num_planes == 12) return BatchKernel<12>(args, num_sms);
-  return BatchKernel<16>(args, num_sms);
+  if (num_planes == 8) return BatchKernel<8>(args, info, wgmma);
+  if (num_planes == 12) return BatchKernel<12>(args, info, wgmma);
+  return BatchKernel<16>(args, info, wgmma);
 }
 
 // The fast kernel whose blocks are done first: rows of outputs that one
@@ -770,7 +788,7 @@ void CudaBackend::RunBinaryMos(const BinaryMos& linear,
                          .gates = prepare.gates,
                          .accumulate = output == Output::kAccumulate,
                          .y = Floats(y)},
-                        num_planes, driver_->info().num_sms));
+                        num_planes, driver_->info(), options_.wgmma));
 }
 
 void CudaBackend::RunFastBinaryMos(const BinaryMos& linear,
@@ -895,8 +913,7 @@ void CudaBackend::Attend(const AttentionShape& shape, const ConstTensorView& q,
   }
   const size_t max_shared = driver_->info().max_shared_bytes;
   const cuda::Kernel kernel = kind.kernel(args, kv, max_shared);
-  const size_t shared =
-      std::visit([](const auto& one) { return one.shared_bytes(); }, kernel);
+  const size_t shared = SharedBytes(kernel);
   if (shape.head_dim > kind.max_head_dim || shared > max_shared) {
     return Update(absl::UnimplementedError(absl::StrCat(
         "attention with head_dim ", shape.head_dim, ", ",

@@ -29,6 +29,9 @@ struct CudaBackendOptions {
   // Kernels begin before the one ahead has ended (engine/kernels/cuda/
   // device_code.h), where the device can.
   bool overlap = true;
+  // Binary linears of several rows by the instruction of a warpgroup
+  // (engine/kernels/cuda/binary_mos_warpgroup.h), where the device has it.
+  bool wgmma = false;
   // Read the device's clock around every step: Backend::device_seconds.
   bool time_steps = false;
   // Binary linears of more than kFastRows rows multiply halves instead of bits:

@@ -24,6 +24,8 @@ struct CudaDeviceInfo {
   // Of cuda::FusedBinaryMos that run at once, a block per multiprocessor; 0:
   // the device or the build has no clusters.
   int max_clusters = 0;
+  // Device and build have the kernels with kNeedsWgmma (kernel.h).
+  bool has_wgmma = false;
 };
 
 struct CudaMemory {

@@ -188,6 +188,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
   if (status = CheckKernels(*info); !status.ok()) return status;
   // With as much shared memory, a multiprocessor has one block.
   info->max_clusters = cuda::MaxActiveClusters(info->max_shared_bytes / 2 + 1);
+  info->has_wgmma = cuda::HasWgmma();
   absl::StatusOr<CudaStream> stream = CudaStream::Create();
   if (!stream.ok()) return Unavailable(stream.status());
   absl::StatusOr<CudaTimer> timer = CudaTimer::Create();

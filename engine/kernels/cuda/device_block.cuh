@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include "engine/kernels/cuda/binary_mos_layout.h"
+#include "engine/kernels/cuda/binary_wgmma.h"
 #include "engine/kernels/cuda/device_code.h"
 #include "engine/kernels/cuda/half_mma.h"
 
@@ -33,6 +34,9 @@ class DeviceBlock {
     f(static_cast<int>(threadIdx.x));
   }
   __device__ __forceinline__ void Sync() const { __syncthreads(); }
+  static __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  }
 
   // T is a struct of 32-bit members or one of them.
   template <typename T>
@@ -219,10 +223,27 @@ class DeviceBlock {
   __device__ __forceinline__ void WaitForPrevious() const {}
 #endif
 
- private:
-  static __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
-    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  // Compiled for sm_90a alone, launched nowhere else.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  static constexpr bool kHasWgmma = true;
+
+  __device__ __forceinline__ void FenceForTensorCores() const {
+    asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
   }
+  // Complete when it returns: as one statement, so that the compiler cannot put
+  // a use of the counts, or of the registers of A, in between.
+  template <int kColumns>
+  __device__ __forceinline__ void BinaryWgmma(
+      PerThread<WgmmaCounts<kColumns>>& d, PerThread<SignFragment>& a,
+      PerThread<uint64_t>& b) const {
+    __syncwarp();
+    Wgmma(d[0].v, a[0].v, b[0]);
+  }
+#else
+  static constexpr bool kHasWgmma = false;
+#endif
+
+ private:
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   static __device__ __forceinline__ uint32_t RankAddress(const void* p,
                                                          int rank) {
@@ -231,6 +252,88 @@ class DeviceBlock {
         : "=r"(address)
         : "r"(SharedAddress(p)), "r"(rank));
     return address;
+  }
+#endif
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  static __device__ __forceinline__ void Wgmma(int32_t (&d)[32],
+                                               const uint32_t (&a)[4],
+                                               uint64_t b) {
+    asm volatile(
+        "wgmma.fence.sync.aligned;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n64k256.s32.b1.b1.and.popc {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+        "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31}, "
+        "{%32, %33, %34, %35}, %36, 0;\n\t"
+        "wgmma.commit_group.sync.aligned;\n\t"
+        "wgmma.wait_group.sync.aligned 0;"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]), "=r"(d[4]),
+          "=r"(d[5]), "=r"(d[6]), "=r"(d[7]), "=r"(d[8]), "=r"(d[9]),
+          "=r"(d[10]), "=r"(d[11]), "=r"(d[12]), "=r"(d[13]), "=r"(d[14]),
+          "=r"(d[15]), "=r"(d[16]), "=r"(d[17]), "=r"(d[18]), "=r"(d[19]),
+          "=r"(d[20]), "=r"(d[21]), "=r"(d[22]), "=r"(d[23]), "=r"(d[24]),
+          "=r"(d[25]), "=r"(d[26]), "=r"(d[27]), "=r"(d[28]), "=r"(d[29]),
+          "=r"(d[30]), "=r"(d[31])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+        : "memory");
+  }
+  static __device__ __forceinline__ void Wgmma(int32_t (&d)[48],
+                                               const uint32_t (&a)[4],
+                                               uint64_t b) {
+    asm volatile(
+        "wgmma.fence.sync.aligned;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n96k256.s32.b1.b1.and.popc {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+        "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
+        "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
+        "%46, %47}, "
+        "{%48, %49, %50, %51}, %52, 0;\n\t"
+        "wgmma.commit_group.sync.aligned;\n\t"
+        "wgmma.wait_group.sync.aligned 0;"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]), "=r"(d[4]),
+          "=r"(d[5]), "=r"(d[6]), "=r"(d[7]), "=r"(d[8]), "=r"(d[9]),
+          "=r"(d[10]), "=r"(d[11]), "=r"(d[12]), "=r"(d[13]), "=r"(d[14]),
+          "=r"(d[15]), "=r"(d[16]), "=r"(d[17]), "=r"(d[18]), "=r"(d[19]),
+          "=r"(d[20]), "=r"(d[21]), "=r"(d[22]), "=r"(d[23]), "=r"(d[24]),
+          "=r"(d[25]), "=r"(d[26]), "=r"(d[27]), "=r"(d[28]), "=r"(d[29]),
+          "=r"(d[30]), "=r"(d[31]), "=r"(d[32]), "=r"(d[33]), "=r"(d[34]),
+          "=r"(d[35]), "=r"(d[36]), "=r"(d[37]), "=r"(d[38]), "=r"(d[39]),
+          "=r"(d[40]), "=r"(d[41]), "=r"(d[42]), "=r"(d[43]), "=r"(d[44]),
+          "=r"(d[45]), "=r"(d[46]), "=r"(d[47])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+        : "memory");
+  }
+  static __device__ __forceinline__ void Wgmma(int32_t (&d)[64],
+                                               const uint32_t (&a)[4],
+                                               uint64_t b) {
+    asm volatile(
+        "wgmma.fence.sync.aligned;\n\t"
+        "wgmma.mma_async.sync.aligned.m64n128k256.s32.b1.b1.and.popc {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, "
+        "%13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+        "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, "
+        "%35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
+        "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, "
+        "%57, %58, %59, %60, %61, %62, %63}, "
+        "{%64, %65, %66, %67}, %68, 0;\n\t"
+        "wgmma.commit_group.sync.aligned;\n\t"
+        "wgmma.wait_group.sync.aligned 0;"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]), "=r"(d[4]),
+          "=r"(d[5]), "=r"(d[6]), "=r"(d[7]), "=r"(d[8]), "=r"(d[9]),
+          "=r"(d[10]), "=r"(d[11]), "=r"(d[12]), "=r"(d[13]), "=r"(d[14]),
+          "=r"(d[15]), "=r"(d[16]), "=r"(d[17]), "=r"(d[18]), "=r"(d[19]),
+          "=r"(d[20]), "=r"(d[21]), "=r"(d[22]), "=r"(d[23]), "=r"(d[24]),
+          "=r"(d[25]), "=r"(d[26]), "=r"(d[27]), "=r"(d[28]), "=r"(d[29]),
+          "=r"(d[30]), "=r"(d[31]), "=r"(d[32]), "=r"(d[33]), "=r"(d[34]),
+          "=r"(d[35]), "=r"(d[36]), "=r"(d[37]), "=r"(d[38]), "=r"(d[39]),
+          "=r"(d[40]), "=r"(d[41]), "=r"(d[42]), "=r"(d[43]), "=r"(d[44]),
+          "=r"(d[45]), "=r"(d[46]), "=r"(d[47]), "=r"(d[48]), "=r"(d[49]),
+          "=r"(d[50]), "=r"(d[51]), "=r"(d[52]), "=r"(d[53]), "=r"(d[54]),
+          "=r"(d[55]), "=r"(d[56]), "=r"(d[57]), "=r"(d[58]), "=r"(d[59]),
+          "=r"(d[60]), "=r"(d[61]), "=r"(d[62]), "=r"(d[63])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+        : "memory");
   }
 #endif
 

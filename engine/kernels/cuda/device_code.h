@@ -16,6 +16,11 @@
 //   HalfMma(c, a, b)      c += A B in f16, m16n8k16, see half_mma.h
 //   LoadMatrices(p)       four matrices of 8 x 8 halves, see half_mma.h
 //   LoadTransposed(p)     the same, each transposed
+//   BinaryWgmma(d, a, b)  d = popc(A & B), m64nNk256, see binary_wgmma.h;
+//                         kernels with kNeedsWgmma only
+//   FenceForTensorCores() before a Sync(): BinaryWgmma() after it reads what
+//                         this thread wrote to shared memory
+//   SharedAddress(p)      the address that instructions have for it
 //   x(), y(), shared()    block index; shared_bytes() of memory, aligned to 16
 //   CopyAsync(to, from)   16 bytes from global to shared memory, aligned; the
 //                         thread has them after AwaitCopies, others after a

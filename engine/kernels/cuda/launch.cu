@@ -16,7 +16,9 @@ __global__ void __launch_bounds__(K::kThreads, kBlocksPerSmOf<K>)
     Run(const __grid_constant__ K kernel) {
   extern __shared__ uint4 shared[];
   DeviceBlock block(shared);
-  if constexpr (kClusterBlocksOf<K> == 1) {
+  if constexpr (kNeedsWgmmaOf<K> && !DeviceBlock::kHasWgmma) {
+    __trap();
+  } else if constexpr (kClusterBlocksOf<K> == 1) {
     block.LaunchDependents();
     block.WaitForPrevious();
     kernel(block);
@@ -127,6 +129,22 @@ int MaxActiveClusters(size_t shared_bytes) {
     return 0;
   }
   return clusters;
+}
+
+bool HasWgmma() {
+#ifdef BINARYMOS_SM90A
+  int device = 0;
+  int major = 0;
+  int minor = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
+                                device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor,
+                                device) == cudaSuccess &&
+         major == 9 && minor == 0;
+#else
+  return false;
+#endif
 }
 
 }  // namespace binarymos::cuda

@@ -24,4 +24,8 @@ cudaError_t PrepareKernels();
 // runs at once; 0 where it has none. REQUIRES: PrepareKernels().
 int MaxActiveClusters(size_t shared_bytes);
 
+// Whether the current device runs kernels with kNeedsWgmma, and they were
+// compiled.
+bool HasWgmma();
+
 }  // namespace binarymos::cuda

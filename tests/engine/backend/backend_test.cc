@@ -165,12 +165,14 @@ struct TestBackend {
   int threads = 1;
   int activation_bits = 0;
   bool fast_linear = false;
+  bool wgmma = false;
 
   absl::StatusOr<std::unique_ptr<Backend>> Create() const {
     if (name == "emulated") {
       static auto& device = *new EmulatedDevice{.can_multiply = true};
       CudaBackendOptions options;
       options.fast_linear = fast_linear;
+      options.wgmma = wgmma;
       if (activation_bits != 0) options.activation_bits = activation_bits;
       return std::make_unique<CudaBackend>(
           std::make_unique<EmulatedDriver>(&device), options);
@@ -178,6 +180,7 @@ struct TestBackend {
     BackendOptions options;
     options.activation_bits = activation_bits;
     options.fast_linear = fast_linear;
+    options.cuda_wgmma = wgmma;
     options.device = name == "cuda" ? "cuda" : "cpu";
     options.num_threads = threads;
     if (name != "cuda") options.cpu_kernels = name;
@@ -589,9 +592,14 @@ TEST_P(CudaBackendTest, ABinaryLinearIsThatOfTheCpuAndAFloat16OneNearIt) {
     for (const int tokens : shape.tokens) {
       SCOPED_TRACE(testing::Message() << shape.in << " to " << shape.out << ", "
                                       << tokens << " tokens");
-      EXPECT_TRUE(
-          SameBits(RunLinear(TestBackend{GetParam(), 1, 16}, binary, tokens),
-                   RunLinear(TestBackend{"auto", 2, 16}, binary, tokens)));
+      const auto expected =
+          RunLinear(TestBackend{"auto", 2, 16}, binary, tokens);
+      for (const bool wgmma : {false, true}) {
+        TestBackend tested{GetParam(), 1, 16};
+        tested.wgmma = wgmma;
+        EXPECT_TRUE(SameBits(RunLinear(tested, binary, tokens), expected))
+            << (wgmma ? "warpgroups" : "warps");
+      }
       EXPECT_LT(
           RelativeError(RunLinear(TestBackend{GetParam()}, float16, tokens),
                         RunLinear(TestBackend{"auto", 2}, float16, tokens)),

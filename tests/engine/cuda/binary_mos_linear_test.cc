@@ -18,6 +18,7 @@
 #include "engine/kernels/cuda/binary_mos_fused.h"
 #include "engine/kernels/cuda/binary_mos_multiply.h"
 #include "engine/kernels/cuda/binary_mos_prepare.h"
+#include "engine/kernels/cuda/binary_mos_warpgroup.h"
 #include "tests/engine/cuda/binary_mos_layer.h"
 #include "tests/engine/cuda/emulated_block.h"
 
@@ -27,10 +28,15 @@ namespace {
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
+// Which kernel multiplies more than one token.
+enum class Batch { k32Rows, k128Rows, kWarpgroups, kWarpgroupsInParts };
+constexpr Batch kAllBatches[] = {Batch::k32Rows, Batch::k128Rows,
+                                 Batch::kWarpgroups, Batch::kWarpgroupsInParts};
+
 struct Options {
   int bits = 16;
   int parts = 1;
-  int tiles = 2;  // 2 or 8, of a block; more than one token only
+  Batch batch = Batch::k32Rows;
   bool accumulate = false;
   EmulatedOrder order = EmulatedOrder::kAscending;
   std::vector<float> y;  // what the output holds before; else NaN
@@ -41,16 +47,23 @@ struct Result {
 };
 
 template <int kPlanes>
-void Multiply(const cuda::MultiplyArgs& args, int tiles, EmulatedOrder order) {
+void Multiply(const cuda::MultiplyArgs& args, Batch batch,
+              EmulatedOrder order) {
   if constexpr (kPlanes != 12) {
     if (args.tokens == 1) {
       return RunEmulated(cuda::MultiplyBinaryMos<kPlanes>{args}, order);
     }
   }
-  if (tiles == 2) {
-    return RunEmulated(cuda::BatchBinaryMos<kPlanes, 2>{args}, order);
+  switch (batch) {
+    case Batch::k32Rows:
+      return RunEmulated(cuda::BatchBinaryMos<kPlanes, 2>{args}, order);
+    case Batch::k128Rows:
+      return RunEmulated(cuda::BatchBinaryMos<kPlanes, 8>{args}, order);
+    case Batch::kWarpgroups:
+      return RunEmulated(cuda::WarpgroupBinaryMos<kPlanes, 1>{args}, order);
+    case Batch::kWarpgroupsInParts:
+      return RunEmulated(cuda::WarpgroupBinaryMos<kPlanes, 2>{args}, order);
   }
-  RunEmulated(cuda::BatchBinaryMos<kPlanes, 8>{args}, order);
 }
 
 Result Apply(const Layer& layer, const std::vector<float>& x,
@@ -95,7 +108,7 @@ Result Apply(const Layer& layer, const std::vector<float>& x,
   const auto multiply = num_planes == 8    ? Multiply<8>
                         : num_planes == 12 ? Multiply<12>
                                            : Multiply<16>;
-  multiply(args, options.tiles, options.order);
+  multiply(args, options.batch, options.order);
   return result;
 }
 
@@ -171,7 +184,9 @@ reference::QuantizedBinaryMosResult Expected(const Layer& layer,
 void ExpectReference(const Layer& layer, const std::vector<float>& x,
                      Options options = {}) {
   const auto expected = Expected(layer, x, options.bits);
-  for (options.tiles = 2; options.tiles <= 8; options.tiles += 6) {
+  for (const Batch batch : kAllBatches) {
+    SCOPED_TRACE(static_cast<int>(batch));
+    options.batch = batch;
     const Result result = Apply(layer, x, options);
     ExpectSameBits(result.gates, expected.gates);
     ExpectSameBits(result.y, expected.y);
@@ -265,9 +280,11 @@ TEST(CudaBinaryMosLinearTest, ATokenDoesNotDependOnItsNeighbours) {
       SCOPED_TRACE(testing::Message() << place << " of " << tokens);
       std::vector<float> x = Inputs(tokens * 520);
       std::copy(row.begin(), row.end(), x.begin() + place * 520);
-      const std::vector<float> y = Apply(layer, x).y;
-      ExpectSameBits({y.begin() + place * 65, y.begin() + (place + 1) * 65},
-                     alone);
+      for (const Batch batch : kAllBatches) {
+        const std::vector<float> y = Apply(layer, x, {.batch = batch}).y;
+        ExpectSameBits({y.begin() + place * 65, y.begin() + (place + 1) * 65},
+                       alone);
+      }
     }
   }
 }
@@ -312,7 +329,9 @@ TEST(CudaBinaryMosLinearTest, NotFiniteTokenLeavesItsNeighboursUntouched) {
         const int64_t bad_token = tokens / 2;
         x[bad_token * 1000 + 999] = bad;
         std::fill_n(expected.begin() + bad_token * 100, 100, kNan);
-        ExpectSameBits(Apply(layer, x).y, expected);
+        for (const Batch batch : kAllBatches) {
+          ExpectSameBits(Apply(layer, x, {.batch = batch}).y, expected);
+        }
       }
     }
   }
@@ -328,8 +347,12 @@ TEST(CudaBinaryMosLinearTest, AccumulateAddsToWhatIsThere) {
       for (size_t i = 0; i < expected.size(); ++i) {
         expected[i] = before[i] + expected[i];
       }
-      ExpectSameBits(Apply(layer, x, {.accumulate = true, .y = before}).y,
-                     expected);
+      for (const Batch batch : kAllBatches) {
+        ExpectSameBits(
+            Apply(layer, x, {.batch = batch, .accumulate = true, .y = before})
+                .y,
+            expected);
+      }
     }
   }
 }
@@ -338,9 +361,11 @@ TEST(CudaBinaryMosLinearTest, NothingPastTheOutputIsWritten) {
   const Layer layer({.in = 264, .out = 33});
   for (const int64_t tokens : {1, 9}) {
     std::vector<float> before(tokens * 33 + 64, 12345.0f);
-    const std::vector<float> y =
-        Apply(layer, Inputs(tokens * 264), {.y = before}).y;
-    for (size_t i = tokens * 33; i < y.size(); ++i) EXPECT_EQ(y[i], 12345.0f);
+    for (const Batch batch : kAllBatches) {
+      const std::vector<float> y =
+          Apply(layer, Inputs(tokens * 264), {.batch = batch, .y = before}).y;
+      for (size_t i = tokens * 33; i < y.size(); ++i) EXPECT_EQ(y[i], 12345.0f);
+    }
   }
 }
 

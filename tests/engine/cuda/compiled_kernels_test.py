@@ -5,12 +5,12 @@ holds one ELF image per compute capability; every kernel is a section .text.NAME
 of 16-byte instructions, whose low bits are the operation.
 
 Checked per image: the binary linear multiplies with the 1-bit tensor-core
-instruction (BMMA, not an emulation of it), the fast one, attention and the
-Float16 linear with the one for halves (HMMA; attention's operands from LDSM),
-and no kernel touches local memory, which is where registers spill to. The fast
-linear expands two weights with one LOP3. Registers per thread are printed, and
-bounded: the binary linear must leave room for two blocks of 256 threads on a
-multiprocessor.
+instruction (BMMA, not an emulation of it, or BGMMA of sm_90a), the fast one,
+attention and the Float16 linear with the one for halves (HMMA; attention's
+operands from LDSM), and no kernel touches local memory, which is where
+registers spill to. The fast linear expands two weights with one LOP3. Registers
+per thread are printed, and bounded: the binary linear must leave room for two
+blocks of 256 threads on a multiprocessor.
 """
 
 import collections
@@ -28,6 +28,7 @@ REGCOUNT_ATTRIBUTE = 0x2F
 # Of an instruction's first word: the operation, without the kind of operands.
 OPERATION_MASK = 0x1FF
 BMMA = 0x03D
+BGMMA = 0x1F2
 HMMA = 0x03C
 LDSM = 0x03B
 LOP3 = 0x012
@@ -162,6 +163,19 @@ class CompiledKernelsTest(unittest.TestCase):
                 found += 1
         self.assertGreaterEqual(found, 5)
 
+    def test_warpgroups_multiply_with_their_own_instruction(self):
+        found = 0
+        for capability, kernel in self.kernels():
+            is_warpgroup = kernel.name.startswith("Warpgroup")
+            with self.subTest(kernel=kernel.name, capability=capability):
+                self.assertEqual(kernel.operations[BGMMA],
+                                 int(is_warpgroup and capability == 90))
+                if is_warpgroup and capability != 90:  # never launched there
+                    self.assertLess(sum(kernel.operations.values()), 64)
+            found += int(is_warpgroup and capability == 90)
+        hopper = [i for i in self.images if i.capability == 90]
+        self.assertEqual(found, 6 * len(hopper))
+
     def test_the_float16_linear_is_on_tensor_cores(self):
         for capability, kernel in self.kernels(
                 ("Float16Linear", "BatchFloat16Linear")):
@@ -221,7 +235,8 @@ class CompiledKernelsTest(unittest.TestCase):
             print(f"  sm_{capability} {kernel.name}: {kernel.registers} "
                   f"registers, {sum(kernel.operations.values())} instructions")
             self.assertGreater(kernel.registers, 0)
-            if kernel.name.startswith(("Multiply", "Prepare", "Fused")):
+            if kernel.name.startswith(
+                ("Multiply", "Prepare", "Fused", "Warpgroup")):
                 self.assertLessEqual(kernel.registers,
                                      REGISTERS_FOR_TWO_BLOCKS, kernel.name)
 

@@ -297,6 +297,45 @@ TEST_F(CudaBackendTest, SwiGluAndALinearOfOneTokenAreOneLaunch) {
   }
 }
 
+TEST_F(CudaBackendTest, WarpgroupsMultiplyWhereWantedAndThereWithTheSameBits) {
+  const auto inputs = RandomFloats(9 * 520, 5);
+  const auto run = [&](bool wanted, int rows) {
+    device_.num_warpgroup_linears = 0;
+    const auto backend = Create({.wgmma = wanted});
+    const auto layer = PackLayer(*backend, 520, 70);
+    BINARYMOS_CHECK(backend->Reserve(9, 1).ok());
+    const Tensor x = Get(backend->Upload(View(inputs, {9, 520})));
+    const Tensor y = Get(backend->Allocate(DType::kF32, Shape{rows, 70}));
+    const BatchView empty;
+    backend->BeginStep(empty);
+    backend->Linear(*layer, x.view().FirstRows(rows), Backend::Output::kStore,
+                    y.view(), {});
+    std::vector<float> result(rows * 70);
+    EXPECT_TRUE(backend->ReadBack(y.view(), std::span(result)).ok());
+    EXPECT_TRUE(backend->EndStep().ok());
+    return result;
+  };
+  for (const int num_sms : {1, 132}) {  // wide blocks, narrow ones
+    device_.num_sms = num_sms;
+    for (const int rows : {1, 2, 9}) {
+      SCOPED_TRACE(rows);
+      const auto expected = run(false, rows);
+      EXPECT_EQ(device_.num_warpgroup_linears, 0);
+      EXPECT_TRUE(SameBits(run(true, rows), expected));
+      EXPECT_EQ(device_.num_warpgroup_linears, rows > 1 ? 1 : 0);
+    }
+  }
+  run(true, 2);
+  EXPECT_EQ(device_.num_warpgroup_linears, 1);
+  device_.max_shared_bytes = 48 << 10;
+  run(true, 2);
+  EXPECT_EQ(device_.num_warpgroup_linears, 0);
+  device_.max_shared_bytes = 227 << 10;
+  device_.has_wgmma = false;
+  run(true, 2);
+  EXPECT_EQ(device_.num_warpgroup_linears, 0);
+}
+
 TEST_F(CudaBackendTest, FastLinearsTakeTheMemoryThatExactOnesReserve) {
   const auto backend = Create({.fast_linear = true});
   const auto layer = PackLayer(*backend, 264, 48);

@@ -19,6 +19,7 @@
 #include "engine/core/check.h"
 #include "engine/core/float16.h"
 #include "engine/kernels/cuda/binary_mos_layout.h"
+#include "engine/kernels/cuda/binary_wgmma.h"
 #include "engine/kernels/cuda/device_code.h"
 #include "engine/kernels/cuda/half_mma.h"
 #include "engine/kernels/cuda/kernel.h"
@@ -68,7 +69,16 @@ class EmulatedBlock {
   int64_t x() const { return x_; }
   int64_t y() const { return y_; }
   void* shared() { return shared_.data(); }
-  void Sync() {}
+  void Sync() {
+    if (copied_ == Copied::kFenced) copied_ = Copied::kSynced;
+  }
+  // Shared memory begins somewhere.
+  uint32_t SharedAddress(const void* p) {
+    const ptrdiff_t offset =
+        static_cast<const uint8_t*>(p) - static_cast<uint8_t*>(shared());
+    BINARYMOS_CHECK(offset >= 0 && offset <= ptrdiff_t{227} << 10);
+    return kSharedBegin + static_cast<uint32_t>(offset);
+  }
 
   template <typename F>
   void ForEach(F f) {
@@ -120,9 +130,14 @@ class EmulatedBlock {
     while (copy_groups_.size() > kPending) {
       for (const auto& [to, from] : copy_groups_.front()) {
         std::memcpy(to, from, 16);
+        copied_ = Copied::kAwaited;
       }
       copy_groups_.pop_front();
     }
+  }
+
+  void FenceForTensorCores() {
+    if (copied_ == Copied::kAwaited) copied_ = Copied::kFenced;
   }
 
   void ClusterArrive() {
@@ -188,6 +203,47 @@ class EmulatedBlock {
     }
   }
 
+  // wgmma.m64nNk256.s32.b1.b1.and.popc without the old D, A from registers:
+  //   A: row = 16 * (warp % 4) + that of mma.m16n8k256, k the same
+  //   B: column n, bits 128 h and on: 16 bytes at start + n / 8 * stride +
+  //      n % 8 * 16 + h * leading offset (no swizzle, k-major)
+  //   D: row = 16 * (warp % 4) + groupID + 8 * (i / 2 % 2),
+  //      column = 8 * (i / 4) + 2 * t + i % 2
+  template <int kColumns>
+  void BinaryWgmma(PerThread<cuda::WgmmaCounts<kColumns>>& d,
+                   PerThread<cuda::SignFragment>& a, PerThread<uint64_t>& b) {
+    BINARYMOS_CHECK(copied_ == Copied::kSynced);
+    BINARYMOS_CHECK(num_threads_ % cuda::kWarpgroup == 0);
+    for (int first = 0; first < num_threads_; first += cuda::kWarpgroup) {
+      for (int i = 1; i < cuda::kWarpgroup; ++i) {
+        BINARYMOS_CHECK(b[first + i] == b[first]);
+      }
+      std::array<std::array<uint32_t, 8>, kColumns> columns;
+      for (int n = 0; n < kColumns; ++n) columns[n] = ColumnOf(b[first], n);
+      for (int warp = first; warp < first + cuda::kWarpgroup;
+           warp += cuda::kWarp) {
+        std::array<std::array<uint32_t, 8>, 16> rows;
+        for (int i = 0; i < cuda::kWarp * 4; ++i) {
+          const int lane = i / 4;
+          const int reg = i % 4;
+          rows[(lane >> 2) + 8 * (reg % 2)][(lane & 3) + 4 * (reg / 2)] =
+              a[warp + lane].v[reg];
+        }
+        for (int lane = 0; lane < cuda::kWarp; ++lane) {
+          for (int i = 0; i < kColumns / 2; ++i) {
+            const auto& row = rows[(lane >> 2) + 8 * (i / 2 % 2)];
+            const auto& column = columns[8 * (i / 4) + 2 * (lane & 3) + i % 2];
+            int32_t& count = d[warp + lane].v[i];
+            count = 0;
+            for (int k = 0; k < 8; ++k) {
+              count += std::popcount(row[k] & column[k]);
+            }
+          }
+        }
+      }
+    }
+  }
+
   // mma.m16n8k16.row.col.f32.f16.f16.f32, element by element (element i of a
   // fragment is half i % 2 of its register i / 2):
   //   A: row = groupID + 8 * (i / 2 % 2), k = 2 * t + i % 2 + 8 * (i / 4)
@@ -241,9 +297,35 @@ class EmulatedBlock {
   }
 
  private:
+  static constexpr uint32_t kSharedBegin = 1024;
+
   struct alignas(16) Aligned {
     uint32_t words[4];
   };
+  // What the last copies to shared memory went through: the tensor core of a
+  // warpgroup sees them after all of it.
+  enum class Copied { kAwaited, kFenced, kSynced };
+
+  std::array<uint32_t, 8> ColumnOf(uint64_t descriptor, int column) {
+    constexpr uint64_t kField = 0x3fff;
+    const uint64_t start = (descriptor & kField) << 4;
+    const uint64_t leading = (descriptor >> 16 & kField) << 4;
+    const uint64_t stride = (descriptor >> 32 & kField) << 4;
+    BINARYMOS_CHECK(descriptor >> 46 == 0);  // no base offset, no swizzle
+    std::array<uint32_t, 8> words;
+    for (int half = 0; half < 2; ++half) {
+      const uint64_t address =
+          start + column / 8 * stride + column % 8 * 16 + half * leading;
+      BINARYMOS_CHECK(address >= kSharedBegin &&
+                      address - kSharedBegin + 16 <=
+                          shared_.size() * sizeof(Aligned));
+      std::memcpy(
+          &words[4 * half],
+          reinterpret_cast<uint8_t*>(shared_.data()) + address - kSharedBegin,
+          16);
+    }
+    return words;
+  }
 
   // Half i of word m of lane 4 group + t is element(matrix m, group, t, i).
   template <typename F>
@@ -296,6 +378,7 @@ class EmulatedBlock {
   std::vector<Aligned> shared_;
   std::vector<std::pair<void*, const void*>> copies_;
   std::deque<std::vector<std::pair<void*, const void*>>> copy_groups_;
+  Copied copied_ = Copied::kSynced;
   std::barrier<>* barrier_ = nullptr;
   const std::vector<std::unique_ptr<EmulatedBlock>>* cluster_ = nullptr;
   std::optional<std::barrier<>::arrival_token> arrival_;

@@ -25,6 +25,7 @@ struct EmulatedDevice {
   int num_sms = 132;
   size_t max_shared_bytes = 227 << 10;
   int max_clusters = 2;
+  bool has_wgmma = true;
   EmulatedOrder order = EmulatedOrder::kAscending;
   int launches_until_failure = -1;  // -1: never; then every call fails
   bool refuse_capture = false;
@@ -37,6 +38,7 @@ struct EmulatedDevice {
   int num_products = 0;
   int num_merges = 0;  // of attention splits
   int num_fast_linears = 0;
+  int num_warpgroup_linears = 0;
   int rows_of_fast_block = 0;  // of the last
   int num_captures = 0;
   int num_replays = 0;
@@ -64,6 +66,7 @@ class EmulatedDriver : public CudaDriver {
     info_.num_sms = device->num_sms;
     info_.max_shared_bytes = device->max_shared_bytes;
     info_.max_clusters = device->max_clusters;
+    info_.has_wgmma = device->has_wgmma;
   }
 
   const CudaDeviceInfo& info() const override { return info_; }
@@ -202,6 +205,10 @@ class EmulatedDriver : public CudaDriver {
   }
   template <typename K>
   void Note(const K&) {}
+  template <int kPlanes, int kParts>
+  void Note(const cuda::WarpgroupBinaryMos<kPlanes, kParts>&) {
+    ++device_->num_warpgroup_linears;
+  }
   template <int kTiles, int kRowWarps>
   void Note(const cuda::FastBinaryMos<kTiles, kRowWarps>& kernel) {
     ++device_->num_fast_linears;
