@@ -104,19 +104,21 @@ class Report {
     report.bandwidth_ = *bandwidth;
     report.document_ = {{"benchmark", name},
                         {"shape", options.shape},
+                        {"kv_cache_dtype", options.kv_cache_dtype},
                         {"machine", MachineDescription()},
                         {"device", backend.description()},
                         {"bandwidth_gb_per_s", 1e-9 * *bandwidth},
                         {"rows", nlohmann::json::array()}};
     if (options.json) return report;
     std::printf(
-        "%s; %s\n%s, shape %s; the device %s %.1f GB/s; medians of %d "
-        "alternating rounds\n%9s %8s %10s %21s %10s %10s %9s %7s %6s %7s %9s\n",
+        "%s; %s\n%s, shape %s, KV cache in %s; the device %s %.1f GB/s; "
+        "medians of %d alternating rounds\n"
+        "%9s %8s %10s %21s %10s %10s %9s %7s %6s %7s %9s\n",
         MachineDescription().c_str(), backend.description().c_str(),
-        name.c_str(), options.shape.c_str(), report.does(), 1e-9 * *bandwidth,
-        options.repeats, "sequences", "context", "ms", "least-most round",
-        "p95 ms", "least ms", "tokens/s", "GB/s", "of it", "GMAC/s",
-        "device ms");
+        name.c_str(), options.shape.c_str(), options.kv_cache_dtype.c_str(),
+        report.does(), 1e-9 * *bandwidth, options.repeats, "sequences",
+        "context", "ms", "least-most round", "p95 ms", "least ms", "tokens/s",
+        "GB/s", "of it", "GMAC/s", "device ms");
     return report;
   }
 
@@ -312,7 +314,9 @@ absl::StatusOr<Row> AttentionRow(SyntheticModel& synthetic, int sequences,
   return Row{.sequences = sequences,
              .context = context,
              .tokens = sequences * count,
-             .bytes = 4.0 * sequences * context * config.kv_size(),
+             .bytes = static_cast<double>(sequences) * context *
+                      synthetic.kv_cache().shape().bytes_per_token() /
+                      config.num_layers,
              .multiply_adds = 2.0 * seen * config.q_size(),
              .steps = config.num_layers,
              .run = [&synthetic, input] {
@@ -343,7 +347,8 @@ absl::Status RunDecodeBench(const ModelBenchOptions& options) {
                               .head = options.head,
                               .max_tokens = batch,
                               .max_logit_rows = batch,
-                              .num_blocks = batch * BlocksFor(context)});
+                              .num_blocks = batch * BlocksFor(context),
+                              .kv_cache_dtype = options.kv_cache_dtype});
   if (!synthetic.ok()) return synthetic.status();
   const LlamaConfig& config = (*synthetic)->model().config();
   if (context > config.max_position_embeddings) {
@@ -369,12 +374,14 @@ absl::Status RunDecodeBench(const ModelBenchOptions& options) {
 
 absl::Status RunPrefillBench(const ModelBenchOptions& options) {
   const int longest = Largest(options.prompts);
-  auto synthetic = SyntheticModel::Create({.shape = options.shape,
-                                           .backend = options.backend,
-                                           .head = options.head,
-                                           .max_tokens = longest,
-                                           .max_logit_rows = 1,
-                                           .num_blocks = BlocksFor(longest)});
+  auto synthetic =
+      SyntheticModel::Create({.shape = options.shape,
+                              .backend = options.backend,
+                              .head = options.head,
+                              .max_tokens = longest,
+                              .max_logit_rows = 1,
+                              .num_blocks = BlocksFor(longest),
+                              .kv_cache_dtype = options.kv_cache_dtype});
   if (!synthetic.ok()) return synthetic.status();
   auto report = Report::Create(options, "prefill", (*synthetic)->backend());
   if (!report.ok()) return report.status();
@@ -399,7 +406,8 @@ absl::Status RunAttentionBench(const ModelBenchOptions& options) {
        .backend = options.backend,
        .max_tokens = std::max(batch, Largest(options.prompts)),
        .max_logit_rows = 1,
-       .num_blocks = batch * BlocksFor(context)});
+       .num_blocks = batch * BlocksFor(context),
+       .kv_cache_dtype = options.kv_cache_dtype});
   if (!synthetic.ok()) return synthetic.status();
   absl::Status status = (*synthetic)->FillCache();
   if (!status.ok()) return status;

@@ -19,6 +19,7 @@ struct ModelBenchOptions {
   double seconds = 2;                           // of one row, all rounds
   int repeats = 5;  // rounds, in each of which all rows have their turn
   LinearKind head = LinearKind::kFloat16;  // of lm_head
+  std::string kv_cache_dtype = "f16";      // as of KvCacheDType
   bool json = false;
 };
 

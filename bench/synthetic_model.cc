@@ -128,6 +128,8 @@ absl::StatusOr<std::unique_ptr<SyntheticModel>> SyntheticModel::Create(
     const SyntheticModelOptions& options) {
   const auto shape = SyntheticShapeByName(options.shape);
   if (!shape.ok()) return shape.status();
+  const auto kv_dtype = KvCacheDType(options.kv_cache_dtype);
+  if (!kv_dtype.ok()) return kv_dtype.status();
   const LlamaConfig config = ConfigOf(*shape);
   std::unique_ptr<SyntheticModel> synthetic(new SyntheticModel);
   BackendOptions timed = options.backend;
@@ -150,7 +152,7 @@ absl::StatusOr<std::unique_ptr<SyntheticModel>> SyntheticModel::Create(
   if (!model.ok()) return model.status();
   synthetic->model_ = *std::move(model);
   const KvCacheShape cache_shape{config.num_layers, config.num_kv_heads,
-                                 config.head_dim};
+                                 config.head_dim, *kv_dtype};
   auto available = synthetic->backend_->AvailableMemory();
   if (!available.ok()) return available.status();
   const auto fit =

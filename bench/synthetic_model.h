@@ -19,13 +19,15 @@ struct SyntheticModelOptions {
   int max_tokens = 1;  // of a step
   int max_logit_rows = 1;
   int num_blocks = 1;  // of the KV cache; fewer if they do not fit
+  std::string kv_cache_dtype = "f16";  // as of KvCacheDType
 };
 
 // Model and cache without a scheduler. Layers have the same random weights,
 // each a copy of its own.
 class SyntheticModel {
  public:
-  // NOT_FOUND for an unknown shape; errors of CreateBackend and of loading.
+  // NOT_FOUND for an unknown shape; errors of KvCacheDType, of CreateBackend
+  // and of loading.
   static absl::StatusOr<std::unique_ptr<SyntheticModel>> Create(
       const SyntheticModelOptions& options);
 

@@ -244,6 +244,9 @@ void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
   AddCudaSwitches(app, options.backend.cuda_clusters,
                   options.backend.cuda_overlap, options.backend.cuda_wgmma,
                   options.backend.fast_linear);
+  app.add_option("--kv-cache-dtype", options.kv_cache_dtype,
+                 "f16, fp8_e4m3 or f32")
+      ->capture_default_str();
   app.add_option("--seconds", options.seconds, "Time of one row, all rounds")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

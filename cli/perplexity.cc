@@ -115,8 +115,11 @@ void AddEngineFlags(CLI::App& perplexity, EngineOptions& engine) {
   perplexity.add_flag("--fast-linear", engine.fast_linear,
                       "Linears of more than 64 tokens in a step faster and not "
                       "exact (CUDA)");
-  perplexity.add_flag("--kv-cache-f32", engine.kv_cache_f32,
-                      "KV cache in float32, for comparisons");
+  perplexity
+      .add_option("--kv-cache-dtype", engine.kv_cache_dtype,
+                  "f16; fp8_e4m3: half of its memory, less precise; or f32: "
+                  "for comparisons")
+      ->capture_default_str();
   perplexity.add_flag("--verify", engine.verify,
                       "Compare every file with the model's manifest.json "
                       "first");

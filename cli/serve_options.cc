@@ -64,9 +64,10 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
                   "0: on CPU the smaller of 4GiB and half of what is left, on "
                   "CUDA all that gpu-memory-utilization leaves"},
                  &engine.kv_cache_memory);
-  table.AddSwitch(
-      {group, "kv-cache-f32", "KV cache in float32, for comparisons"},
-      &engine.kv_cache_f32);
+  table.AddText({group, "kv-cache-dtype",
+                 "f16; fp8_e4m3: half of its memory, less precise; or f32: for "
+                 "comparisons"},
+                &engine.kv_cache_dtype);
   table.AddInt({group, "gate-sample-interval",
                 "Steps between samples of the gates; 0: never"},
                &engine.gate_sample_interval);

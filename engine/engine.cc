@@ -57,6 +57,7 @@ absl::Status ValidateOptions(const EngineOptions& options) {
                      "'; it must be 'auto', 'on' or 'off'"));
   }
   const absl::Status checks[] = {
+      KvCacheDType(options.kv_cache_dtype).status(),
       CheckRange("--threads", options.num_threads, 0, kMaxThreads),
       CheckRange("--max-num-seqs", options.max_num_seqs, 1, kMaxNumSeqs),
       CheckRange("--max-model-len", options.max_model_len, 0, 1 << 24),
@@ -236,7 +237,7 @@ class LlamaEngine : public Engine {
   absl::StatusOr<LlamaWeights> LoadWeights(const EngineOptions& options);
   absl::Status Allocate(const EngineOptions& options, LlamaWeights weights);
   absl::Status WarmUp(const EngineOptions& options);
-  void DescribeModel();
+  void DescribeModel(const EngineOptions& options);
   // REQUIRES: model_.
   bool on_host() const {
     return model_->weights().final_norm.view().device == Device::kHost;
@@ -268,7 +269,7 @@ absl::Status LlamaEngine::Load(const EngineOptions& options) {
       !status.ok()) {
     return status;
   }
-  DescribeModel();
+  DescribeModel(options);
   if (absl::Status status = WarmUp(options); !status.ok()) return status;
   // A CPU that schedules does not compute meanwhile; a GPU does.
   if (options.overlap == "on" || (options.overlap == "auto" && !on_host())) {
@@ -349,7 +350,7 @@ absl::Status LlamaEngine::Allocate(const EngineOptions& options,
   if (!memory.ok()) return memory.status();
   const KvCacheShape shape{config_.num_layers, config_.num_kv_heads,
                            config_.head_dim,
-                           options.kv_cache_f32 ? DType::kF32 : DType::kF16};
+                           *KvCacheDType(options.kv_cache_dtype)};
   const absl::StatusOr<int> num_blocks = NumKvCacheBlocks(
       shape, {.pool_bytes = *memory,
               .max_num_seqs = options.max_num_seqs,
@@ -389,7 +390,7 @@ absl::Status LlamaEngine::WarmUp(const EngineOptions& options) {
   return absl::OkStatus();
 }
 
-void LlamaEngine::DescribeModel() {
+void LlamaEngine::DescribeModel(const EngineOptions& options) {
   const LlamaWeights& weights = model_->weights();
   info_.architecture = "llama";
   info_.quant_method = Name(config_.quant_method);
@@ -407,6 +408,7 @@ void LlamaEngine::DescribeModel() {
   info_.num_parameters = weights.num_parameters;
   info_.weight_bytes = weights.bytes;
   info_.bits_per_weight = weights.bits_per_weight;
+  info_.kv_cache_dtype = options.kv_cache_dtype;
   info_.kv_bytes_per_token = kv_cache_->shape().bytes_per_token();
 }
 

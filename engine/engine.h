@@ -43,8 +43,10 @@ struct EngineOptions {
   int64_t kv_cache_memory = 0;     // bytes; 0: the smaller of 4 GiB and half of
                                    // what is left (CPU), or all that
                                    // gpu_memory_utilization leaves (CUDA)
-  bool kv_cache_f32 = false;       // for comparisons with the reference
-  int gate_sample_interval = 64;   // steps between StepStats::mean_gate; 0: off
+  // "f16"; "fp8_e4m3": half the memory, rounded (engine/core/float8.h); "f32":
+  // for comparisons with the reference.
+  std::string kv_cache_dtype = "f16";
+  int gate_sample_interval = 64;  // steps between StepStats::mean_gate; 0: off
 };
 
 // Facts about the loaded model. Constant after loading.
@@ -65,6 +67,7 @@ struct ModelInfo {
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;    // held by the backend
   double bits_per_weight = 0;  // of the linear layers in the blocks
+  std::string kv_cache_dtype;  // EngineOptions'
   int64_t kv_bytes_per_token = 0;
 };
 

@@ -280,8 +280,10 @@ std::string ToText(const ModelInspection& inspection, bool with_tensors) {
                         "%-28s %.3f (%.3f without scales, gates and biases)\n",
                         "Bits per weight", inspection.bits_per_weight,
                         inspection.bits_per_weight_without_scales);
-  absl::StrAppendFormat(&text, "%-28s %s\n", "KV cache per token (f16)",
-                        HumanBytes(inspection.kv_bytes_per_token));
+  absl::StrAppendFormat(
+      &text, "%-28s %s, or %s in fp8_e4m3 (--kv-cache-dtype)\n",
+      "KV cache per token", HumanBytes(inspection.kv_bytes_per_token),
+      HumanBytes(inspection.kv_bytes_per_token / 2));
   absl::StrAppendFormat(&text, "%-28s %s, or %s in int8 (--lm-head)\n",
                         "lm_head in memory", HumanBytes(inspection.head_bytes),
                         HumanBytes(inspection.int8_head_bytes));

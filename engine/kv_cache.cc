@@ -2,12 +2,22 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/core/check.h"
 
 namespace binarymos {
+
+absl::StatusOr<DType> KvCacheDType(std::string_view name) {
+  if (name == "f16") return DType::kF16;
+  if (name == "fp8_e4m3") return DType::kF8E4M3;
+  if (name == "f32") return DType::kF32;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kv-cache-dtype is \"", std::string(name),
+                   "\"; it must be f16, fp8_e4m3 or f32"));
+}
 
 absl::StatusOr<int> NumKvCacheBlocks(const KvCacheShape& shape,
                                      const KvCacheLimits& limits) {

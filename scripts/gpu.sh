@@ -94,6 +94,8 @@ run_steps() {
   step linear-wgmma 60 "${bench[@]}" linear --device cuda --tokens 8 64 \
     --cuda-wgmma
   step attention 60 "${bench[@]}" attention --device cuda --seconds 0.5
+  step attention-e4m3 60 "${bench[@]}" attention --device cuda --seconds 0.5 \
+    --kv-cache-dtype fp8_e4m3
   step decode 60 "${bench[@]}" decode --device cuda --seconds 1
   step prefill 60 "${bench[@]}" prefill --device cuda --seconds 1
   step prefill-fast 60 "${bench[@]}" prefill --device cuda --seconds 1 \

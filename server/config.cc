@@ -85,6 +85,8 @@ void CheckEngine(const EngineOptions& engine, Checker& check) {
       bits == 0 || bits == 8 || bits == 12 || bits == 14 || bits == 16,
       "activation-bits", bits, "one of 0, 8, 12, 14, 16");
   check.OneOf("lm-head", engine.lm_head, {"f16", "int8"});
+  check.OneOf("kv-cache-dtype", engine.kv_cache_dtype,
+              {"f16", "fp8_e4m3", "f32"});
   check.Range("max-num-seqs", engine.max_num_seqs, 1, 1024);
   check.AtLeast("max-model-len", engine.max_model_len, 0);
   check.AtLeast("max-num-batched-tokens", engine.max_num_batched_tokens, 0);

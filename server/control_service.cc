@@ -36,6 +36,7 @@ void Describe(const ServedModel& model, v1::ModelInfo& out) {
   out.set_num_parameters(info.num_parameters);
   out.set_weight_bytes(info.weight_bytes);
   out.set_bits_per_weight(info.bits_per_weight);
+  out.set_kv_cache_dtype(info.kv_cache_dtype);
   out.set_kv_bytes_per_token(info.kv_bytes_per_token);
   out.set_kv_capacity_tokens(CapacityTokens(model.engine().cache_config()));
   const std::vector<TokenId>& eos = model.engine().eos_tokens();

@@ -140,6 +140,7 @@ class LoopCollector : public prometheus::Collectable {
                               "Shape of the KV cache; always 1.", 1);
     // "gpu" is part of the name that routers look for, whatever the device.
     Labels labels = labels_;
+    labels["cache_dtype"] = model_.kv_cache_dtype;
     labels["block_size"] = absl::StrCat(cache_config_.block_size);
     labels["num_gpu_blocks"] = absl::StrCat(cache_config_.num_blocks);
     labels["max_model_len"] = absl::StrCat(cache_config_.max_model_len);

@@ -129,10 +129,19 @@ const uint16_t* Halves(const ConstTensorView& tensor) {
   return tensor.span<uint16_t>().data();
 }
 
-bool IsF16(const KvLayer& kv) {
+cpu::KvType KvTypeOf(const KvLayer& kv) {
   BINARYMOS_CHECK(kv.keys.dtype == kv.values.dtype);
-  BINARYMOS_CHECK(kv.keys.dtype == DType::kF16 || kv.keys.dtype == DType::kF32);
-  return kv.keys.dtype == DType::kF16;
+  switch (kv.keys.dtype) {
+    case DType::kF16:
+      return cpu::KvType::kF16;
+    case DType::kF32:
+      return cpu::KvType::kF32;
+    case DType::kF8E4M3:
+      return cpu::KvType::kE4m3;
+    default:
+      BINARYMOS_CHECK(false) << Name(kv.keys.dtype);
+      return {};
+  }
 }
 
 }  // namespace
@@ -338,7 +347,7 @@ void CpuBackend::RopeAndWriteKv(const AttentionShape& shape,
                                   .v = Floats(v),
                                   .keys = kv.keys.data,
                                   .values = kv.values.data,
-                                  .kv_f16 = IsF16(kv)});
+                                  .kv = KvTypeOf(kv)});
 }
 
 void CpuBackend::Attention(const AttentionShape& shape,
@@ -354,7 +363,7 @@ void CpuBackend::Attention(const AttentionShape& shape,
                              .q = Floats(q),
                              .keys = kv.keys.data,
                              .values = kv.values.data,
-                             .kv_f16 = IsF16(kv),
+                             .kv = KvTypeOf(kv),
                              .out = Floats(out)});
 }
 

@@ -58,10 +58,9 @@ const uint16_t* HalvesIfAny(const Tensor& tensor) {
   return tensor.view() ? Halves(tensor.view()) : nullptr;
 }
 
-bool IsF16(const KvLayer& kv) {
+DType TypeOf(const KvLayer& kv) {
   BINARYMOS_CHECK(kv.keys.dtype == kv.values.dtype);
-  BINARYMOS_CHECK(kv.keys.dtype == DType::kF16 || kv.keys.dtype == DType::kF32);
-  return kv.keys.dtype == DType::kF16;
+  return kv.keys.dtype;
 }
 
 absl::Status NotRecordable(const char* what) {
@@ -187,10 +186,17 @@ constexpr AttentionKind kAttentionKind = {K::kMaxHeadDim, &K::TokensPerBlock,
 const AttentionKind& KindOf(const KvLayer& kv, int head_dim) {
   using Halves128 = cuda::Attention<uint16_t, 128>;
   using Halves512 = cuda::Attention<uint16_t, 512>;
-  if (!IsF16(kv)) return kAttentionKind<cuda::FloatAttention, float>;
-  return head_dim <= Halves128::kMaxHeadDim
-             ? kAttentionKind<Halves128, uint16_t>
-             : kAttentionKind<Halves512, uint16_t>;
+  switch (TypeOf(kv)) {
+    case DType::kF16:
+      return head_dim <= Halves128::kMaxHeadDim
+                 ? kAttentionKind<Halves128, uint16_t>
+                 : kAttentionKind<Halves512, uint16_t>;
+    case DType::kF8E4M3:
+      return kAttentionKind<cuda::Attention<uint8_t, 128>, uint8_t>;
+    default:
+      BINARYMOS_CHECK(TypeOf(kv) == DType::kF32) << Name(TypeOf(kv));
+      return kAttentionKind<cuda::FloatAttention, float>;
+  }
 }
 
 }  // namespace
@@ -833,10 +839,16 @@ void CudaBackend::RopeAndWriteKv(const AttentionShape& shape,
                                  const TensorView& k, const ConstTensorView& v,
                                  const KvLayer& kv) {
   BINARYMOS_CHECK_EQ(q.shape[0], batch().num_tokens());
-  if (IsF16(kv)) {
-    Launch(RopeKernel<uint16_t>(shape, device_batch_, rope, q, k, v, kv));
-  } else {
-    Launch(RopeKernel<float>(shape, device_batch_, rope, q, k, v, kv));
+  switch (TypeOf(kv)) {
+    case DType::kF16:
+      return Launch(
+          RopeKernel<uint16_t>(shape, device_batch_, rope, q, k, v, kv));
+    case DType::kF8E4M3:
+      return Launch(
+          RopeKernel<uint8_t>(shape, device_batch_, rope, q, k, v, kv));
+    default:
+      BINARYMOS_CHECK(TypeOf(kv) == DType::kF32) << Name(TypeOf(kv));
+      return Launch(RopeKernel<float>(shape, device_batch_, rope, q, k, v, kv));
   }
 }
 
@@ -915,13 +927,14 @@ void CudaBackend::Attend(const AttentionShape& shape, const ConstTensorView& q,
   const cuda::Kernel kernel = kind.kernel(args, kv, max_shared);
   const size_t shared = SharedBytes(kernel);
   if (shape.head_dim > kind.max_head_dim || shared > max_shared) {
+    const bool e4m3 = TypeOf(kv) == DType::kF8E4M3;
     return Update(absl::UnimplementedError(absl::StrCat(
         "attention with head_dim ", shape.head_dim, ", ",
         shape.num_heads / shape.num_kv_heads,
         " heads per KV head and a cache of ", Name(kv.keys.dtype), " takes ",
         shared, " bytes of shared memory; this device has ", max_shared,
-        " and the kernel is for head_dim up to ", kind.max_head_dim,
-        "; use --device=cpu")));
+        " and the kernel is for head_dim up to ", kind.max_head_dim, "; use ",
+        e4m3 ? "--kv-cache-dtype=f16 or " : "", "--device=cpu")));
   }
   Launch(kernel);
   if (apart) Launch(cuda::MergeAttention{args, tokens});

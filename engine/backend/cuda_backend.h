@@ -56,10 +56,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
 // With equal activation_bits, binary linears, norms, RoPE, SwiGlu and attention
 // over a cache in f32 give the bits of CpuBackend, NaN payloads aside. Tensor
 // cores compute Float16 linears (lm_head; engine/kernels/cuda/float16_linear.h)
-// and attention over a cache in f16 (attention.h there): those are near it.
-// What this backend computes for a sequence does not depend, bit for bit, on
-// the rest of the batch, on chunks or on recordings; with fast_linear it does
-// depend on whether a step has more than kFastRows rows. After a failed
+// and attention over a cache in f16 or e4m3 (attention.h there): those are near
+// it. What this backend computes for a sequence does not depend, bit for bit,
+// on the rest of the batch, on chunks or on recordings; with fast_linear it
+// does depend on whether a step has more than kFastRows rows. After a failed
 // operation every further one is skipped and EndStep keeps returning the
 // failure: a broken device stays broken. Threads as Backend.
 class CudaBackend : public Backend {

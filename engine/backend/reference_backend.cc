@@ -7,6 +7,7 @@
 #include "engine/api/types.h"
 #include "engine/core/check.h"
 #include "engine/core/float16.h"
+#include "engine/core/float8.h"
 #include "engine/kernels/reference/attention.h"
 #include "engine/kernels/reference/binary_mos_linear.h"
 #include "engine/kernels/reference/embed.h"
@@ -160,6 +161,8 @@ void ReferenceBackend::WriteCache(const AttentionShape& shape,
       for (int64_t d = 0; d < dim; ++d) {
         if (cache.dtype == DType::kF16) {
           cache.span<uint16_t>()[to + d] = FloatToHalf(values[from + d]);
+        } else if (cache.dtype == DType::kF8E4M3) {
+          cache.span<uint8_t>()[to + d] = FloatToE4m3(values[from + d]);
         } else {
           cache.span<float>()[to + d] = values[from + d];
         }

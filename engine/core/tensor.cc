@@ -15,6 +15,7 @@ size_t SizeOf(DType dtype) {
     case DType::kBF16:
       return 2;
     case DType::kU8:
+    case DType::kF8E4M3:
       return 1;
   }
   return 0;
@@ -32,6 +33,8 @@ const char* Name(DType dtype) {
       return "U8";
     case DType::kI32:
       return "I32";
+    case DType::kF8E4M3:
+      return "F8_E4M3";
   }
   return "?";
 }

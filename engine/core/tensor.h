@@ -14,11 +14,11 @@
 
 namespace binarymos {
 
-enum class DType : uint8_t { kF32, kF16, kBF16, kU8, kI32 };
+enum class DType : uint8_t { kF32, kF16, kBF16, kU8, kI32, kF8E4M3 };
 
 // Bytes of one element.
 size_t SizeOf(DType dtype);
-// "F32", "F16", "BF16", "U8", "I32", as in safetensors.
+// "F32", "F16", "BF16", "U8", "I32", "F8_E4M3", as in safetensors.
 const char* Name(DType dtype);
 
 // Where the bytes are. Kernels only accept views of their own place.

@@ -37,7 +37,7 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
                "BINARYMOS_GPU_MEMORY_UTILIZATION=0.75",
                "BINARYMOS_MAX_MODEL_LEN=101",
                "BINARYMOS_KV_CACHE_MEMORY=1MiB",
-               "BINARYMOS_KV_CACHE_F32=true",
+               "BINARYMOS_KV_CACHE_DTYPE=fp8_e4m3",
                "BINARYMOS_GATE_SAMPLE_INTERVAL=102",
                "BINARYMOS_HOST=::1",
                "BINARYMOS_GRPC_PORT=103",
@@ -80,7 +80,7 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
   EXPECT_EQ(c.engine.gpu_memory_utilization, 0.75);
   EXPECT_EQ(c.engine.max_model_len, 101);
   EXPECT_EQ(c.engine.kv_cache_memory, 1 << 20);
-  EXPECT_TRUE(c.engine.kv_cache_f32);
+  EXPECT_EQ(c.engine.kv_cache_dtype, "fp8_e4m3");
   EXPECT_EQ(c.engine.gate_sample_interval, 102);
   EXPECT_EQ(c.host, "::1");
   EXPECT_EQ(c.grpc_port, 103);

@@ -148,6 +148,19 @@ TEST_F(EngineTest, HonoursTheCacheMemoryThatIsAskedFor) {
   EXPECT_EQ((*engine)->cache_config().max_model_len, 100);
 }
 
+TEST_F(EngineTest, InFloat8TheSameCacheMemoryHoldsTwiceThePositions) {
+  options_.kv_cache_memory = 1 << 20;
+  const auto halves = Engine::Load(options_);
+  ASSERT_TRUE(halves.ok()) << halves.status();
+  EXPECT_EQ((*halves)->info().kv_cache_dtype, "f16");
+  options_.kv_cache_dtype = "fp8_e4m3";
+  const auto bytes = Engine::Load(options_);
+  ASSERT_TRUE(bytes.ok()) << bytes.status();
+  EXPECT_EQ((*bytes)->info().kv_cache_dtype, "fp8_e4m3");
+  EXPECT_EQ((*bytes)->cache_config().num_blocks,
+            2 * (*halves)->cache_config().num_blocks);
+}
+
 TEST_F(EngineTest, OptionsOutOfRangeAreNamed) {
   const struct {
     const char* option;
@@ -156,6 +169,7 @@ TEST_F(EngineTest, OptionsOutOfRangeAreNamed) {
       {"--model", [](EngineOptions& o) { o.model_dir = ""; }},
       {"--threads", [](EngineOptions& o) { o.num_threads = -1; }},
       {"--threads", [](EngineOptions& o) { o.num_threads = 5000; }},
+      {"--kv-cache-dtype", [](EngineOptions& o) { o.kv_cache_dtype = "fp8"; }},
       {"--lm-head", [](EngineOptions& o) { o.lm_head = "int4"; }},
       {"--max-num-seqs", [](EngineOptions& o) { o.max_num_seqs = 0; }},
       {"--max-num-seqs", [](EngineOptions& o) { o.max_num_seqs = 1025; }},

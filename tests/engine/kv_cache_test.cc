@@ -18,6 +18,27 @@ TEST(KvCacheTest, ABlockHoldsKeysAndValuesOfSixteenPositions) {
   EXPECT_EQ(kShape.bytes_per_block(), 3072);
 }
 
+TEST(KvCacheTest, Float8TakesHalfTheMemoryAndHoldsTwiceThePositions) {
+  KvCacheShape shape = kShape;
+  shape.dtype = DType::kF8E4M3;
+  EXPECT_EQ(shape.bytes_per_token() * 2, kShape.bytes_per_token());
+  const KvCacheLimits limits{
+      .pool_bytes = 3072 * 10, .max_num_seqs = 2, .max_model_len = 40};
+  const auto blocks = NumKvCacheBlocks(shape, limits);
+  ASSERT_TRUE(blocks.ok());
+  EXPECT_EQ(*blocks, 20);
+}
+
+TEST(KvCacheTest, TypesHaveNamesAndOthersAreRefusedWithThoseNames) {
+  EXPECT_EQ(*KvCacheDType("f16"), DType::kF16);
+  EXPECT_EQ(*KvCacheDType("fp8_e4m3"), DType::kF8E4M3);
+  EXPECT_EQ(*KvCacheDType("f32"), DType::kF32);
+  const absl::Status status = KvCacheDType("fp8").status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("it must be f16, fp8_e4m3 or f32"));
+}
+
 TEST(KvCacheTest, ThePoolIsFilledWithBlocks) {
   const auto blocks = NumKvCacheBlocks(
       kShape,

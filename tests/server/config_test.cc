@@ -58,6 +58,8 @@ TEST(ServerConfigTest, EveryBadValueIsRefusedByTheNameOfItsOption) {
       {"threads", [](ServerConfig& c) { c.engine.num_threads = -1; }},
       {"cpu-kernels", [](ServerConfig& c) { c.engine.cpu_kernels = "sse"; }},
       {"lm-head", [](ServerConfig& c) { c.engine.lm_head = "int4"; }},
+      {"kv-cache-dtype",
+       [](ServerConfig& c) { c.engine.kv_cache_dtype = "fp8"; }},
       {"activation-bits",
        [](ServerConfig& c) { c.engine.activation_bits = 9; }},
       {"max-num-seqs", [](ServerConfig& c) { c.engine.max_num_seqs = 0; }},

@@ -54,6 +54,7 @@ TEST_F(ControlServiceTest, ModelInfoTellsFactsOfTheEngine) {
   EXPECT_EQ(info.num_experts(), 4);
   EXPECT_EQ(info.vocab_size(), Tok::kVocabSize);
   EXPECT_EQ(info.bits_per_weight(), 1.25);
+  EXPECT_EQ(info.kv_cache_dtype(), "fp8_e4m3");
   EXPECT_EQ(info.kv_capacity_tokens(), 160);
   EXPECT_EQ(info.max_model_len(), 160);  // what the cache can hold
   EXPECT_THAT(info.eos_token_ids(), ElementsAre(Tok::kEos));

@@ -298,6 +298,7 @@ class FakeEngine : public Engine {
     info_.vocab_size = FakeTokenizer::kVocabSize;
     info_.num_layers = 2;
     info_.bits_per_weight = 1.25;
+    info_.kv_cache_dtype = "fp8_e4m3";
   }
 
   FakeRunner& runner() override { return runner_; }

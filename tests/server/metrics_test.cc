@@ -58,6 +58,7 @@ class MetricsTest : public ::testing::Test {
     model_.num_layers = 2;
     model_.weight_bytes = 1000;
     model_.bits_per_weight = 1.25;
+    model_.kv_cache_dtype = "fp8_e4m3";
     cache_config_.num_blocks = 10;
     cache_config_.max_model_len = 2048;
     cache_config_.bytes = 4096;
@@ -175,6 +176,7 @@ TEST_F(MetricsTest, RoutersFindTheFiveNamesTheyReadUnlessSwitchedOff) {
   for (const std::string& name : names) EXPECT_THAT(text, HasSubstr(name));
   EXPECT_THAT(text, HasSubstr(R"(num_gpu_blocks="10")"));
   EXPECT_THAT(text, HasSubstr(R"(block_size="16")"));
+  EXPECT_THAT(text, HasSubstr(R"(cache_dtype="fp8_e4m3")"));
 
   options_.vllm_names = false;
   text = Create()->Render();

@@ -55,7 +55,7 @@ AttentionSplitTask MakeTask(const AttentionCall& call, int sequence,
       .scale = 1.0f / std::sqrt(static_cast<float>(call.head_dim)),
       .keys = call.keys,
       .values = call.values,
-      .kv_f16 = call.kv_f16,
+      .kv = call.kv,
       .num_kv_heads = call.num_kv_heads,
       .kv_head = kv_head,
       .block_table =

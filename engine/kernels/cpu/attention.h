@@ -21,10 +21,10 @@ struct AttentionCall {
   std::span<const int32_t> block_tables;        // all, one after the other
   std::span<const int32_t> block_table_starts;  // [sequences + 1]
   const float* q = nullptr;  // [tokens, num_heads, head_dim], rotated
-  // [num_blocks, num_kv_heads, kKvPage, head_dim], f16 or f32
+  // [num_blocks, num_kv_heads, kKvPage, head_dim], of type `kv`
   const void* keys = nullptr;
   const void* values = nullptr;
-  bool kv_f16 = true;
+  KvType kv = KvType::kF16;
   float* out = nullptr;  // [tokens, num_heads, head_dim]
 };
 

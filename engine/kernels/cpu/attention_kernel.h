@@ -24,7 +24,8 @@ inline namespace BINARYMOS_CPU_ARCH {
 inline constexpr int kTilePages = kAttentionTile / kKvPage;
 inline constexpr int kTileVectors = kAttentionTile / kLanes;
 
-// One tile of one KV head: pages of [kKvPage, head_dim], T = float or f16.
+// One tile of one KV head: pages of [kKvPage, head_dim], T = float, f16 or
+// e4m3.
 template <typename T>
 struct KvTile {
   const T* keys[kTilePages];
@@ -238,8 +239,20 @@ inline KvTile<T> FindPages(const AttentionSplitTask& task, int start,
   return tile;
 }
 
+// 16 codes of e4m3, by way of f16, whose bias is larger by 8.
+inline Lanes16 Load(const uint8_t* codes) {
+  uint16_t halves[kLanes];
+  for (int i = 0; i < kLanes; ++i) {
+    const int magnitude = codes[i] & 0x7f;
+    const int half = magnitude == 0x7f ? 0x7fff : magnitude << 7;
+    halves[i] = static_cast<uint16_t>((codes[i] & 0x80) << 8 | half);
+  }
+  return Mul(Load(halves), Set1(256.0f));
+}
+
 // Converts the pages that hold `num_positions` positions to f32.
-inline KvTile<float> Convert(const KvTile<uint16_t>& tile, int num_positions,
+template <typename T>
+inline KvTile<float> Convert(const KvTile<T>& tile, int num_positions,
                              int64_t head_dim, float* scratch) {
   KvTile<float> converted;
   const int64_t page_size = kKvPage * head_dim;
@@ -322,8 +335,14 @@ inline void AttendSplit(const AttentionSplitTask& task) {
     const int start = task.split * kAttentionSplit + i * kAttentionTile;
     if (start >= end) return;
     const int n = end - start < kAttentionTile ? end - start : kAttentionTile;
-    if (!task.kv_f16) {
+    if (task.kv == KvType::kF32) {
       AddTileToBlock(task, start, FindPages<float>(task, start, n));
+      continue;
+    }
+    if (task.kv == KvType::kE4m3) {
+      AddTileToBlock(task, start,
+                     Convert(FindPages<uint8_t>(task, start, n), n,
+                             task.head_dim, task.scratch));
       continue;
     }
     const KvTile<uint16_t> tile = FindPages<uint16_t>(task, start, n);

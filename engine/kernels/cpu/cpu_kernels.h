@@ -44,6 +44,9 @@ struct Int8LinearTile {
   int64_t y_stride = 0;
 };
 
+// Elements of a KV cache.
+enum class KvType : uint8_t { kF16, kF32, kE4m3 };
+
 // A block of queries of one sequence against one split of one KV head. A query
 // row is (token, head of the group that shares the KV head), token-major.
 struct AttentionSplitTask {
@@ -54,10 +57,10 @@ struct AttentionSplitTask {
   int group = 1;
   int head_dim = 0;
   float scale = 0.0f;
-  // [num_blocks, num_kv_heads, kKvPage, head_dim], f16 or f32
+  // [num_blocks, num_kv_heads, kKvPage, head_dim], of type `kv`
   const void* keys = nullptr;
   const void* values = nullptr;
-  bool kv_f16 = true;
+  KvType kv = KvType::kF16;
   int num_kv_heads = 0;
   int kv_head = 0;
   const int32_t* block_table = nullptr;  // of the sequence

@@ -2,16 +2,25 @@
 
 #include <algorithm>
 
+#include "engine/core/float8.h"
+
 namespace binarymos::cpu {
 namespace {
 
 void StoreHead(const CpuContext& context, const RopeCall& call,
                const float* head, int64_t element, void* cache) {
-  if (call.kv_f16) {
-    context.kernels.float_to_half(head, static_cast<uint16_t*>(cache) + element,
-                                  call.head_dim);
-  } else {
-    std::copy_n(head, call.head_dim, static_cast<float*>(cache) + element);
+  switch (call.kv) {
+    case KvType::kF16:
+      context.kernels.float_to_half(
+          head, static_cast<uint16_t*>(cache) + element, call.head_dim);
+      return;
+    case KvType::kF32:
+      std::copy_n(head, call.head_dim, static_cast<float*>(cache) + element);
+      return;
+    case KvType::kE4m3:
+      std::transform(head, head + call.head_dim,
+                     static_cast<uint8_t*>(cache) + element, FloatToE4m3);
+      return;
   }
 }
 

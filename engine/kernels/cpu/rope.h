@@ -19,10 +19,10 @@ struct RopeCall {
   float* q = nullptr;        // [tokens, num_heads, head_dim], in place
   float* k = nullptr;        // [tokens, num_kv_heads, head_dim], in place
   const float* v = nullptr;  // same shape
-  // [num_blocks, num_kv_heads, kKvPage, head_dim], f16 or f32
+  // [num_blocks, num_kv_heads, kKvPage, head_dim], of type `kv`
   void* keys = nullptr;
   void* values = nullptr;
-  bool kv_f16 = true;
+  KvType kv = KvType::kF16;
 };
 
 // Rotates the pairs (d, d + head_dim / 2) of q and k by the angle of the

@@ -130,8 +130,81 @@ inline uint32_t AndXor(uint32_t a, uint32_t mask, uint32_t flipped) {
 
 #endif
 
+// A cache in e4m3 (engine/core/float8.h), which is uint8_t here. Compute
+// capability 8.9 and newer convert in hardware, 8.9 from CUDA 12.1 on; the rest
+// gives the same bits, signs and payloads of NaN aside. E4m3Pair: the two codes
+// in the lower half of the word, as halves, exact.
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ >= 900 ||  \
+     (__CUDA_ARCH__ >= 890 && \
+      __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201))
+
+BINARYMOS_DEVICE uint8_t ToE4m3(float a) {
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
+      : "=h"(pair)
+      : "f"(0.0f), "f"(a));
+  return static_cast<uint8_t>(pair);
+}
+BINARYMOS_DEVICE uint32_t E4m3Pair(uint32_t codes) {
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;"
+      : "=r"(halves)
+      : "h"(static_cast<uint16_t>(codes)));
+  return halves;
+}
+
+#else
+
+BINARYMOS_DEVICE uint8_t ToE4m3(float a) {
+  const uint32_t bits = FloatBits(a);
+  const uint32_t sign = (bits >> 24) & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t code;
+  if (magnitude > 0x7f800000u) {
+    code = 0x7f;  // NaN
+  } else if (magnitude >= 0x43e00000u) {
+    code = 0x7e;  // 448 and more
+  } else if (magnitude < 0x3c800000u) {
+    // Below 2^-6, units of 2^-9: the last bit of 2^14.
+    code = FloatBits(BitsFloat(magnitude) + 0x1p14f) - FloatBits(0x1p14f);
+  } else {
+    const uint32_t odd = (magnitude >> 20) & 1u;
+    code = (magnitude - (120u << 23) + 0x7ffffu + odd) >> 20;
+  }
+  return static_cast<uint8_t>(sign | code);
+}
+// Two halves times 256, exact here.
+BINARYMOS_DEVICE uint32_t Times256(uint32_t halves) {
+#if defined(__CUDACC__)
+  __half2 pair;
+  __builtin_memcpy(&pair, &halves, sizeof(pair));
+  pair = __hmul2(pair, __float2half2_rn(256.0f));
+  __builtin_memcpy(&halves, &pair, sizeof(pair));
+  return halves;
+#else
+  const auto one = [](uint32_t half) -> uint32_t {
+    return ToHalf(ToFloat(static_cast<uint16_t>(half)) * 256.0f);
+  };
+  return one(halves & 0xffffu) | one(halves >> 16) << 16;
+#endif
+}
+BINARYMOS_DEVICE uint32_t E4m3Pair(uint32_t codes) {
+  // The exponent's bias is 8 less than a half's.
+  const uint32_t spread = (codes & 0xffu) | (codes & 0xff00u) << 8;
+  const uint32_t magnitude = spread & 0x007f007fu;
+  const uint32_t is_nan = (magnitude + 0x00010001u) & 0x00800080u;
+  return Times256(magnitude << 7) | is_nan * 0xffu |
+         (spread & 0x00800080u) << 8;
+}
+
+#endif
+
 // Overloads, so that kernels can be templates over the type of the KV cache.
 BINARYMOS_DEVICE float ToFloat(float value) { return value; }
+BINARYMOS_DEVICE float ToFloat(uint8_t code) {
+  return ToFloat(static_cast<uint16_t>(E4m3Pair(code)));
+}
 template <typename T>
 BINARYMOS_DEVICE T FromFloat(float value);
 template <>
@@ -141,6 +214,10 @@ BINARYMOS_DEVICE float FromFloat<float>(float value) {
 template <>
 BINARYMOS_DEVICE uint16_t FromFloat<uint16_t>(float value) {
   return ToHalf(value);
+}
+template <>
+BINARYMOS_DEVICE uint8_t FromFloat<uint8_t>(float value) {
+  return ToE4m3(value);
 }
 
 // Elements that move as one load or store. REQUIRES: aligned addresses.

@@ -35,8 +35,9 @@ using Kernel = std::variant<
     FusedBinaryMos<16>, PrepareHalves, FastBinaryMos<2, 2>, FastBinaryMos<4, 2>,
     FastBinaryMos<4, 4>, SplitHalves, Float16Linear, BatchFloat16Linear,
     RmsNorm, Embed, GatherRows, SwiGlu, SumGates, RoundToHalves, AddBias,
-    RopeAndWriteKv<uint16_t>, RopeAndWriteKv<float>, Attention<uint16_t, 128>,
-    Attention<uint16_t, 512>, FloatAttention, MergeAttention, ArgMax>;
+    RopeAndWriteKv<uint16_t>, RopeAndWriteKv<uint8_t>, RopeAndWriteKv<float>,
+    Attention<uint16_t, 128>, Attention<uint8_t, 128>, Attention<uint16_t, 512>,
+    FloatAttention, MergeAttention, ArgMax>;
 
 // Whether the blocks of a kernel come in clusters.
 template <typename K, typename = void>

@@ -50,4 +50,41 @@ struct KvCells<uint16_t> {  // f16
   }
 };
 
+template <>
+struct KvCells<uint8_t> {  // e4m3
+  static constexpr int kStepsPerLoad = 2;
+
+  // A lane has dimensions 4 t to 4 t + 3, in place of 2 t, 2 t + 1, 2 t + 8 and
+  // 2 t + 9.
+  static BINARYMOS_DEVICE int SlotOf(int d) {
+    return d / 4 * 2 + d % 2 + d % 4 / 2 * 8;
+  }
+  // A transposed pair is dimensions 2 g and 2 g + 1: one for either tile.
+  static BINARYMOS_DEVICE int DimensionOf(int tile, int column) {
+    return 2 * column + tile;
+  }
+  static BINARYMOS_DEVICE FragmentPair Keys(const Words4& load, int step) {
+    const uint32_t lower = load.v[step];
+    const uint32_t upper = load.v[2 + step];
+    return {{{{E4m3Pair(lower), E4m3Pair(lower >> 16)}},
+             {{E4m3Pair(upper), E4m3Pair(upper >> 16)}}}};
+  }
+  static BINARYMOS_DEVICE FragmentPair Values(const Words4& load, int step) {
+    const uint32_t lower = load.v[2 * step];
+    const uint32_t upper = load.v[2 * step + 1];
+    return {
+        {{{E4m3Pair(EvenBytes(lower)), E4m3Pair(EvenBytes(upper))}},
+         {{E4m3Pair(EvenBytes(lower >> 8)), E4m3Pair(EvenBytes(upper >> 8))}}}};
+  }
+  static BINARYMOS_DEVICE bool HasNonFinite(uint32_t word) {
+    return (((word & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u) != 0;
+  }
+
+ private:
+  // Bytes 0 and 2.
+  static BINARYMOS_DEVICE uint32_t EvenBytes(uint32_t word) {
+    return (word & 0xffu) | (word >> 8 & 0xff00u);
+  }
+};
+
 }  // namespace binarymos::cuda

@@ -4,7 +4,7 @@
 //
 // q [tokens, heads, head_dim] f32 in place, k [tokens, kv_heads, head_dim] f32
 // in place, v the same shape; cos, sin [positions, head_dim / 2] f32; keys,
-// values [blocks, kv_heads, 16, head_dim] f16 or f32
+// values [blocks, kv_heads, 16, head_dim] f16, e4m3 or f32
 //
 // Threads. A block per token, a thread per pair in turn.
 //
@@ -28,7 +28,7 @@ BINARYMOS_DEVICE RopePair RotatePair(float a, float b, float c, float s) {
   return {a * c - b * s, b * c + a * s};
 }
 
-template <typename T>  // of the cache: float or uint16_t (f16)
+template <typename T>  // of the cache: float, uint16_t (f16) or uint8_t (e4m3)
 struct RopeAndWriteKv {
   static constexpr int kThreads = 256;
 

@@ -12,7 +12,7 @@ namespace binarymos::reference {
 // softmax(q · k / sqrt(head_dim)) · v, per head. Query head h uses KV head
 // h / (num_heads / num_kv_heads).
 // q: [num_heads * head_dim] f32; keys, values: [num_blocks, num_kv_heads,
-// page, head_dim] f16 or f32; block_table: the sequence's blocks; result:
+// page, head_dim] f16, f32 or e4m3; block_table: the sequence's blocks; result:
 // [num_heads * head_dim].
 std::vector<double> Attention(const ConstTensorView& q,
                               const ConstTensorView& keys,

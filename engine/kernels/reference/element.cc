@@ -2,6 +2,7 @@
 
 #include "engine/core/check.h"
 #include "engine/core/float16.h"
+#include "engine/core/float8.h"
 
 namespace binarymos::reference {
 
@@ -15,6 +16,8 @@ double Element(const ConstTensorView& tensor, int64_t index) {
       return HalfToFloat(tensor.span<uint16_t>()[index]);
     case DType::kBF16:
       return BFloat16ToFloat(tensor.span<uint16_t>()[index]);
+    case DType::kF8E4M3:
+      return E4m3ToFloat(tensor.span<uint8_t>()[index]);
     default:
       BINARYMOS_CHECK(false) << Name(tensor.dtype);
       return 0;

@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -16,6 +18,7 @@
 #include "engine/backend/backend_factory.h"
 #include "engine/backend/cuda_backend.h"
 #include "engine/core/float16.h"
+#include "engine/core/float8.h"
 #include "engine/kernels/cpu/cpu_kernels.h"
 #include "gtest/gtest.h"
 #include "tests/engine/cuda/emulated_driver.h"
@@ -330,18 +333,88 @@ TEST_P(QuantizedBackendTest, ALayerIsNearTheReference) {
 }
 
 TEST_P(BackendTest, ASequenceDoesNotSeeItsNeighboursNorItsChunks) {
-  MiniModel together(TestBackend{GetParam(), 3}, weights_);
-  const auto all = together.Step(RaggedRows());
-  for (size_t r = 0; r < RaggedRows().size(); ++r) {
-    const Row& row = RaggedRows()[r];
-    MiniModel alone(TestBackend{GetParam()}, weights_);
-    std::vector<float> last;
-    for (size_t t = 0; t < row.tokens.size(); ++t) {
-      last = alone.Step({{static_cast<int>(t), {row.tokens[t]}, row.blocks}});
+  for (const DType kv : {DType::kF16, DType::kF8E4M3}) {
+    MiniModel together(TestBackend{GetParam(), 3}, weights_, kv);
+    const auto all = together.Step(RaggedRows());
+    for (size_t r = 0; r < RaggedRows().size(); ++r) {
+      const Row& row = RaggedRows()[r];
+      MiniModel alone(TestBackend{GetParam()}, weights_, kv);
+      std::vector<float> last;
+      for (size_t t = 0; t < row.tokens.size(); ++t) {
+        last = alone.Step({{static_cast<int>(t), {row.tokens[t]}, row.blocks}});
+      }
+      const std::vector<float> in_batch(all.begin() + r * kVocab,
+                                        all.begin() + (r + 1) * kVocab);
+      EXPECT_TRUE(SameBits(last, in_batch)) << Name(kv) << ", sequence " << r;
     }
-    const std::vector<float> in_batch(all.begin() + r * kVocab,
-                                      all.begin() + (r + 1) * kVocab);
-    EXPECT_TRUE(SameBits(last, in_batch)) << "sequence " << r;
+  }
+}
+
+// All halves, and what is next to the middle between two codes.
+std::vector<float> FloatsToRound() {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  std::vector<float> floats;
+  for (int half = 0; half < 0x10000; ++half) {
+    floats.push_back(HalfToFloat(static_cast<uint16_t>(half)));
+  }
+  for (int code = 0; code < 0x7e; ++code) {
+    const float middle = (E4m3ToFloat(static_cast<uint8_t>(code)) +
+                          E4m3ToFloat(static_cast<uint8_t>(code + 1))) /
+                         2;
+    for (const float sign : {1.0f, -1.0f}) {
+      floats.push_back(sign * std::nextafter(middle, 0.0f));
+      floats.push_back(sign * std::nextafter(middle, kInf));
+    }
+  }
+  for (const float large : {1e5f, 1e38f, kInf}) {
+    floats.insert(floats.end(), {large, -large, 1 / large, -1 / large});
+  }
+  return floats;
+}
+
+TEST_P(BackendTest, ACacheInE4m3HoldsTheNearestCodes) {
+  std::vector<float> floats = FloatsToRound();
+  const int tokens = static_cast<int>(floats.size() / kKvWidth) + 1;
+  floats.resize(tokens * kKvWidth);
+  const int blocks = (tokens + kBlockSize - 1) / kBlockSize;
+  const auto backend = Get(TestBackend{GetParam(), 2}.Create());
+  ASSERT_TRUE(backend->Reserve(tokens, 1).ok());
+  const Tensor q = Get(backend->Allocate(DType::kF32, Shape{tokens, kHidden}));
+  const Tensor k = Get(backend->Allocate(DType::kF32, Shape{tokens, kKvWidth}));
+  const Tensor v = Get(
+      backend->Upload({floats.data(), DType::kF32, Shape{tokens, kKvWidth}}));
+  const Tensor angles =
+      Get(backend->Allocate(DType::kF32, Shape{1, kAttention.head_dim / 2}));
+  const Shape cache{blocks, kAttention.num_kv_heads, kBlockSize,
+                    kAttention.head_dim};
+  const Tensor keys = Get(backend->Allocate(DType::kF8E4M3, cache));
+  const Tensor values = Get(backend->Allocate(DType::kF8E4M3, cache));
+  const std::vector<TokenId> ids(tokens);
+  const std::vector<int32_t> positions(tokens);
+  std::vector<int64_t> slots(tokens);
+  std::iota(slots.begin(), slots.end(), 0);
+  const BatchView batch{
+      .tokens = ids, .positions = positions, .kv_slots = slots};
+  backend->BeginStep(batch);
+  backend->RopeAndWriteKv(kAttention, {angles.view(), angles.view()}, q.view(),
+                          k.view(), v.view(), {keys.view(), values.view()});
+  // Only floats can be read back: four codes each.
+  std::vector<float> read(cache.num_elements() / 4);
+  ConstTensorView codes = values.view();
+  codes.dtype = DType::kF32;
+  codes.shape = Shape{static_cast<int64_t>(read.size())};
+  ASSERT_TRUE(backend->ReadBack(codes, std::span(read)).ok());
+  ASSERT_TRUE(backend->EndStep().ok());
+  const auto* bytes = reinterpret_cast<const uint8_t*>(read.data());
+  for (int i = 0; i < tokens * kKvWidth; ++i) {
+    const int token = i / kKvWidth, head = i % kKvWidth / 16, d = i % 16;
+    const int row = (token / kBlockSize * 2 + head) * kBlockSize;
+    const uint8_t code = bytes[(row + token % kBlockSize) * 16 + d];
+    if (std::isnan(floats[i])) {
+      ASSERT_EQ(code & 0x7f, 0x7f);
+    } else {
+      ASSERT_EQ(code, FloatToE4m3(floats[i])) << floats[i];
+    }
   }
 }
 
@@ -516,11 +589,16 @@ TEST_P(CudaBackendTest, WithACacheInF32TheLogitsAreThoseOfTheCpuButForLmHead) {
   }
 }
 
-TEST_P(CudaBackendTest, WithACacheInF16TheLogitsAreNearThoseOfTheCpu) {
-  for (const int bits : {8, 12, 14, 16}) {
-    SCOPED_TRACE(bits);
-    MiniModel cpu(TestBackend{"portable", 1, bits}, weights_);
-    MiniModel cuda(TestBackend{GetParam(), 1, bits}, weights_);
+TEST_P(CudaBackendTest, WithNarrowCachesTheLogitsAreNearThoseOfTheCpu) {
+  for (const auto& [kv, bits] : {std::pair{DType::kF16, 8},
+                                 {DType::kF16, 12},
+                                 {DType::kF16, 14},
+                                 {DType::kF16, 16},
+                                 {DType::kF8E4M3, 14},
+                                 {DType::kF8E4M3, 16}}) {
+    SCOPED_TRACE(testing::Message() << Name(kv) << ", " << bits << " bits");
+    MiniModel cpu(TestBackend{"portable", 1, bits}, weights_, kv);
+    MiniModel cuda(TestBackend{GetParam(), 1, bits}, weights_, kv);
     // What attention differs by can take an input of a later layer over a
     // rounding boundary: one step of 2^(1 - bits) of the largest, for few.
     const double bound = 1e-5 + std::ldexp(1.0, 1 - bits);
@@ -689,8 +767,10 @@ TEST_P(CudaBackendTest, AFloat16LinearOfManyRowsIsNearThatOfCublas) {
 
 // K and V of a sequence of `context` positions, and its last `count` queries.
 struct Cache {
-  Cache(const AttentionShape& shape, int context, int count)
-      : first(context - count),
+  Cache(const AttentionShape& shape, int context, int count,
+        DType type = DType::kF16)
+      : dtype(type),
+        first(context - count),
         blocks((context + kBlockSize - 1) / kBlockSize),
         dims{static_cast<int64_t>(blocks.size()), shape.num_kv_heads,
              kBlockSize, shape.head_dim} {
@@ -698,15 +778,29 @@ struct Cache {
       blocks[i] = static_cast<BlockId>(blocks.size() - 1 - i);
     }
     Random random;
-    keys = random.Halves(dims.num_elements(), 1.0f);
-    values = random.Halves(dims.num_elements(), 1.0f);
+    keys = Cells(random.Halves(dims.num_elements(), 1.0f));
+    values = Cells(random.Halves(dims.num_elements(), 1.0f));
     q = random.Floats(int64_t{count} * shape.num_heads * shape.head_dim);
   }
 
+  // The bytes of the cache's type.
+  std::vector<uint8_t> Cells(const std::vector<uint16_t>& halves) const {
+    std::vector<uint8_t> cells(halves.size() * SizeOf(dtype));
+    if (dtype == DType::kF16) {
+      std::memcpy(cells.data(), halves.data(), cells.size());
+    } else {
+      std::transform(
+          halves.begin(), halves.end(), cells.begin(),
+          [](uint16_t half) { return FloatToE4m3(HalfToFloat(half)); });
+    }
+    return cells;
+  }
+
+  DType dtype;
   int first;  // position of q
   std::vector<BlockId> blocks;
   Shape dims;
-  std::vector<uint16_t> keys, values;
+  std::vector<uint8_t> keys, values;
   std::vector<float> q;
 };
 
@@ -719,9 +813,9 @@ std::vector<float> RunAttention(const TestBackend& name,
   const BatchView view = batch.View();
   const Shape rows{count, int64_t{shape.num_heads} * shape.head_dim};
   const Tensor keys =
-      Get(backend->Upload({cache.keys.data(), DType::kF16, cache.dims}));
+      Get(backend->Upload({cache.keys.data(), cache.dtype, cache.dims}));
   const Tensor values =
-      Get(backend->Upload({cache.values.data(), DType::kF16, cache.dims}));
+      Get(backend->Upload({cache.values.data(), cache.dtype, cache.dims}));
   const float* queries = cache.q.data() + (end - count - cache.first) * rows[1];
   const Tensor q = Get(backend->Upload({queries, DType::kF32, rows}));
   const Tensor out = Get(backend->Allocate(DType::kF32, rows));
@@ -742,26 +836,33 @@ TEST_P(CudaBackendTest, AttentionIsNearThatOfTheCpu) {
   for (const AttentionShape& shape :
        {AttentionShape{2, 2, 128}, AttentionShape{8, 1, 64},
         AttentionShape{1, 1, 36}, AttentionShape{1, 1, 256}}) {
-    for (const auto& [context, count] :
-         {std::pair{1, 1}, {300, 1}, {700, 40}}) {
-      SCOPED_TRACE(testing::Message() << shape.head_dim << ", " << context);
-      const Cache cache(shape, context, count);
-      const auto cuda =
-          RunAttention(TestBackend{GetParam()}, shape, cache, context, count);
-      const auto cpu =
-          RunAttention(TestBackend{"auto"}, shape, cache, context, count);
-      EXPECT_LT(RelativeError(cuda, cpu), 0x1p-17);
+    for (const DType kv : {DType::kF16, DType::kF8E4M3}) {
+      if (kv == DType::kF8E4M3 && shape.head_dim > 128) continue;
+      for (const auto& [context, count] :
+           {std::pair{1, 1}, {300, 1}, {700, 40}}) {
+        SCOPED_TRACE(testing::Message()
+                     << Name(kv) << ", " << shape.head_dim << ", " << context);
+        const Cache cache(shape, context, count, kv);
+        const auto cuda =
+            RunAttention(TestBackend{GetParam()}, shape, cache, context, count);
+        const auto cpu =
+            RunAttention(TestBackend{"auto"}, shape, cache, context, count);
+        EXPECT_LT(RelativeError(cuda, cpu), 0x1p-17);
+      }
     }
   }
 }
 
 TEST_P(CudaBackendTest, AttentionOfChunksIsThatOfThePromptBitForBit) {
-  for (const AttentionShape& shape :
-       {AttentionShape{2, 2, 128}, AttentionShape{8, 1, 64},
-        AttentionShape{1, 1, 36}}) {
+  for (const auto& [shape, kv] :
+       {std::pair{AttentionShape{2, 2, 128}, DType::kF16},
+        {AttentionShape{8, 1, 64}, DType::kF16},
+        {AttentionShape{1, 1, 36}, DType::kF16},
+        {AttentionShape{2, 1, 128}, DType::kF8E4M3},
+        {AttentionShape{1, 1, 36}, DType::kF8E4M3}}) {
     const auto width = int64_t{shape.num_heads} * shape.head_dim;
     for (const int context : {70, 600}) {
-      const Cache cache(shape, context, 60);
+      const Cache cache(shape, context, 60, kv);
       const auto whole =
           RunAttention(TestBackend{GetParam()}, shape, cache, context, 60);
       for (const auto& [end, count] :
@@ -771,7 +872,8 @@ TEST_P(CudaBackendTest, AttentionOfChunksIsThatOfThePromptBitForBit) {
         const auto first = whole.begin() + (60 - end - count) * width;
         EXPECT_TRUE(
             SameBits(chunk, std::vector<float>(first, first + count * width)))
-            << shape.head_dim << ", " << context << ", " << count;
+            << Name(kv) << ", " << shape.head_dim << ", " << context << ", "
+            << count;
       }
     }
   }

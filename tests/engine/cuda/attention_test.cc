@@ -92,19 +92,20 @@ struct Case {
     ThreadPool pool(1);
     cpu::CpuAttention attention;
     std::vector<float> out(q.size(), kNan);
-    attention.Run({cpu::PortableKernels(), pool},
-                  {.num_heads = heads.num_heads,
-                   .num_kv_heads = heads.num_kv_heads,
-                   .head_dim = heads.head_dim,
-                   .positions = positions,
-                   .query_starts = starts,
-                   .block_tables = tables,
-                   .block_table_starts = table_starts,
-                   .q = q.data(),
-                   .keys = keys.data(),
-                   .values = values.data(),
-                   .kv_f16 = sizeof(Cell) == 2,
-                   .out = out.data()});
+    attention.Run(
+        {cpu::PortableKernels(), pool},
+        {.num_heads = heads.num_heads,
+         .num_kv_heads = heads.num_kv_heads,
+         .head_dim = heads.head_dim,
+         .positions = positions,
+         .query_starts = starts,
+         .block_tables = tables,
+         .block_table_starts = table_starts,
+         .q = q.data(),
+         .keys = keys.data(),
+         .values = values.data(),
+         .kv = sizeof(Cell) == 2 ? cpu::KvType::kF16 : cpu::KvType::kF32,
+         .out = out.data()});
     return out;
   }
 
@@ -319,6 +320,14 @@ TEST(CudaAttentionTest, InF32EveryShapeOfHeadsGivesTheBitsOfTheCpu) {
   }
 }
 
+TEST(CudaAttentionTest, InE4m3EveryShapeOfHeadsIsNearTheReference) {
+  for (const Heads& heads :
+       {Heads{1, 1, 2}, Heads{4, 2, 24}, Heads{8, 1, 64}, Heads{1, 1, 80},
+        Heads{1, 1, 100}, Heads{2, 2, 128}, Heads{40, 1, 16}}) {
+    ExpectGood<uint8_t>(heads, {{290, 1}, {50, 20}});
+  }
+}
+
 TEST(CudaAttentionTest, ARaggedBatchIsNearTheReference) {
   ExpectGood<uint16_t>(
       {4, 2, 32}, {{0, 1}, {500, 30}, {0, 17}, {254, 5}, {31, 1}, {0, 300}});
@@ -339,10 +348,11 @@ TEST(CudaAttentionTest, QueriesOfAnySizeKeepTheirPrecision) {
   ExpectReference(c, c.OnCuda());
 }
 
-TEST(CudaAttentionTest, RotatingAndWritingOnTheWayChangesNothing) {
+template <typename Cell>
+void ExpectRotatingOnTheWayChangesNothing() {
   for (const Heads& heads :
        {Heads{4, 2, 16}, Heads{2, 1, 36}, Heads{40, 1, 16}}) {
-    Case<uint16_t> c(heads, {{0, 1}, {63, 1}, {64, 1}, {300, 1}});
+    Case<Cell> c(heads, {{0, 1}, {63, 1}, {64, 1}, {300, 1}});
     const auto count = static_cast<int64_t>(c.positions.size());
     const int width = heads.num_kv_heads * heads.head_dim;
     std::vector<float> k = RandomFloats(count * width, 21);
@@ -354,7 +364,7 @@ TEST(CudaAttentionTest, RotatingAndWritingOnTheWayChangesNothing) {
       slots.push_back(int64_t{c.tables[c.table_starts[s + 1] - 1]} * 16 +
                       c.positions[s] % 16);
     }
-    Case<uint16_t> fused = c;
+    Case<Cell> fused = c;
     // Another order of tiles and splits on purpose.
     const auto out =
         fused.OnCuda({.apart = true, .num_tiles = 3}, {.new_keys = k.data(),
@@ -362,24 +372,43 @@ TEST(CudaAttentionTest, RotatingAndWritingOnTheWayChangesNothing) {
                                                        .kv_slots = slots.data(),
                                                        .cos = cos.data(),
                                                        .sin = sin.data()});
-    RunEmulated(
-        cuda::RopeAndWriteKv<uint16_t>{.num_heads = heads.num_heads,
-                                       .num_kv_heads = heads.num_kv_heads,
-                                       .head_dim = heads.head_dim,
-                                       .num_tokens = count,
-                                       .positions = c.positions.data(),
-                                       .kv_slots = slots.data(),
-                                       .cos = cos.data(),
-                                       .sin = sin.data(),
-                                       .q = c.q.data(),
-                                       .k = k.data(),
-                                       .v = v.data(),
-                                       .keys = c.keys.data(),
-                                       .values = c.values.data()});
+    RunEmulated(cuda::RopeAndWriteKv<Cell>{.num_heads = heads.num_heads,
+                                           .num_kv_heads = heads.num_kv_heads,
+                                           .head_dim = heads.head_dim,
+                                           .num_tokens = count,
+                                           .positions = c.positions.data(),
+                                           .kv_slots = slots.data(),
+                                           .cos = cos.data(),
+                                           .sin = sin.data(),
+                                           .q = c.q.data(),
+                                           .k = k.data(),
+                                           .v = v.data(),
+                                           .keys = c.keys.data(),
+                                           .values = c.values.data()});
     EXPECT_TRUE(SameBits(out, c.OnCuda()));
     EXPECT_EQ(fused.keys, c.keys);
     EXPECT_EQ(fused.values, c.values);
   }
+}
+
+TEST(CudaAttentionTest, RotatingAndWritingOnTheWayChangesNothing) {
+  ExpectRotatingOnTheWayChangesNothing<uint16_t>();
+  ExpectRotatingOnTheWayChangesNothing<uint8_t>();
+}
+
+TEST(CudaAttentionTest, NanInE4m3StaysWithWhoSeesIt) {
+  Case<uint8_t> c({2, 1, 32}, {{0, 80}});
+  const auto finite = c.OnCuda();
+  c.values[c.CellOf(c.tables[2], 40, 0) + 1] = 0x7f;
+  const auto out = c.OnCuda();
+  for (int i = 0; i < 80 * 64; ++i) {
+    if (i / 64 >= 40 && i % 32 == 1) {
+      EXPECT_TRUE(std::isnan(out[i])) << i;
+    } else {
+      EXPECT_TRUE(SameBits(out[i], finite[i])) << i;
+    }
+  }
+  ExpectOneArithmetic(c, out);
 }
 
 TEST(CudaAttentionTest, WhatIsNotFiniteStaysWithWhoSeesIt) {

@@ -213,7 +213,7 @@ class CompiledKernelsTest(unittest.TestCase):
                 self.assertEqual(kernel.operations[HMMA] % 2, 0)
                 self.assertGreaterEqual(kernel.operations[LDSM], 6)
                 found += 1
-        self.assertEqual(found, 2 * len(self.images))
+        self.assertEqual(found, 3 * len(self.images))
         for _, kernel in self.kernels("FloatAttention"):
             self.assertEqual(kernel.operations[HMMA], 0)
 

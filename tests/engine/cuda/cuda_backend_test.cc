@@ -490,19 +490,31 @@ TEST_F(CudaBackendTest, ShortContextsAreNotSplit) {
   EXPECT_EQ(device_.num_merges, 0);
 }
 
+// Of attention over one position.
+absl::Status AttendWith(CudaBackend& backend, DType kv, int head_dim) {
+  const Batch batch(0, 1);
+  const Tensor q = Get(backend.Allocate(DType::kF32, Shape{1, head_dim}));
+  const Tensor cache =
+      Get(backend.Allocate(kv, Shape{1, 1, kBlockSize, head_dim}));
+  backend.BeginStep(batch.view);
+  backend.Attention({.num_heads = 1, .num_kv_heads = 1, .head_dim = head_dim},
+                    q.view(), {cache.view(), cache.view()}, q.view());
+  return backend.EndStep();
+}
+
 TEST_F(CudaBackendTest, HeadsThatDoNotFitSharedMemoryAreRefusedWithAReason) {
   device_.max_shared_bytes = 99 << 10;
-  const auto backend = Create();
-  const Batch batch(0, 1);
-  const Tensor q = Get(backend->Allocate(DType::kF32, Shape{1, 512}));
-  const Tensor cache =
-      Get(backend->Allocate(DType::kF16, Shape{1, 1, kBlockSize, 512}));
-  backend->BeginStep(batch.view);
-  backend->Attention({.num_heads = 1, .num_kv_heads = 1, .head_dim = 512},
-                     q.view(), {cache.view(), cache.view()}, q.view());
-  const absl::Status status = backend->EndStep();
+  const absl::Status status = AttendWith(*Create(), DType::kF16, 512);
   EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
   EXPECT_THAT(status.message(), HasSubstr("head_dim 512"));
+}
+
+TEST_F(CudaBackendTest, LongHeadsInE4m3AreRefusedAndF16IsNamed) {
+  EXPECT_TRUE(AttendWith(*Create(), DType::kF8E4M3, 128).ok());
+  const absl::Status status = AttendWith(*Create(), DType::kF8E4M3, 130);
+  EXPECT_TRUE(absl::IsUnimplemented(status)) << status;
+  EXPECT_THAT(status.message(), HasSubstr("head_dim up to 128"));
+  EXPECT_THAT(status.message(), HasSubstr("--kv-cache-dtype=f16"));
 }
 
 // A decoder layer in miniature, its batch in device memory only.

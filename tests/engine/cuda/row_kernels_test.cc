@@ -6,6 +6,8 @@
 #include <limits>
 #include <vector>
 
+#include "engine/core/float16.h"
+#include "engine/core/float8.h"
 #include "engine/core/thread_pool.h"
 #include "engine/kernels/cpu/rope.h"
 #include "engine/kernels/cuda/rms_norm.h"
@@ -125,7 +127,30 @@ TEST(CudaSwiGluTest, GivesTheBitsOfTheCpu) {
   EXPECT_TRUE(SameBits(actual, expected));
 }
 
-// Both types of the cache.
+TEST(CudaFloat8Test, ConvertsAsTheHostDoes) {
+  for (int code = 0; code < 256; ++code) {
+    const float value = E4m3ToFloat(static_cast<uint8_t>(code));
+    // Either of a pair.
+    const uint32_t pair = cuda::E4m3Pair(0x3800u | static_cast<uint32_t>(code));
+    const uint32_t swapped =
+        cuda::E4m3Pair(0x38u | static_cast<uint32_t>(code) << 8);
+    EXPECT_TRUE(SameBits(HalfToFloat(pair & 0xffffu), value)) << code;
+    EXPECT_TRUE(SameBits(HalfToFloat(swapped >> 16), value)) << code;
+    EXPECT_EQ(HalfToFloat(pair >> 16), 1.0f);
+    EXPECT_EQ(HalfToFloat(swapped & 0xffffu), 1.0f);
+  }
+  for (int half = 0; half < 0x10000; ++half) {
+    const float value = HalfToFloat(static_cast<uint16_t>(half));
+    ASSERT_EQ(cuda::ToE4m3(value), FloatToE4m3(value)) << value;
+  }
+}
+
+template <typename T>
+constexpr cpu::KvType kKvType = sizeof(T) == 2   ? cpu::KvType::kF16
+                                : sizeof(T) == 1 ? cpu::KvType::kE4m3
+                                                 : cpu::KvType::kF32;
+
+// All types of the cache.
 template <typename T>
 void ExpectRopeOfTheCpu(int heads, int kv_heads, int dim) {
   ThreadPool pool(1);
@@ -150,7 +175,7 @@ void ExpectRopeOfTheCpu(int heads, int kv_heads, int dim) {
                                       .v = v.data(),
                                       .keys = keys.data(),
                                       .values = values.data(),
-                                      .kv_f16 = sizeof(T) == 2});
+                                      .kv = kKvType<T>});
   RunEmulated(cuda::RopeAndWriteKv<T>{.num_heads = heads,
                                       .num_kv_heads = kv_heads,
                                       .head_dim = dim,
@@ -175,6 +200,7 @@ TEST(CudaRopeTest, GivesTheBitsOfTheCpu) {
   for (const int dim : {2, 24, 128}) {
     ExpectRopeOfTheCpu<uint16_t>(4, 2, dim);
     ExpectRopeOfTheCpu<float>(3, 3, dim);
+    ExpectRopeOfTheCpu<uint8_t>(4, 2, dim);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "engine/core/float8.h"
 #include "engine/core/thread_pool.h"
 #include "engine/kernels/reference/attention.h"
 #include "gtest/gtest.h"
@@ -27,8 +28,8 @@ struct AttentionShape {
 class AttentionCase {
  public:
   AttentionCase(const AttentionShape& shape, std::vector<int> lengths,
-                bool kv_f16 = true)
-      : shape_(shape), lengths_(std::move(lengths)), kv_f16_(kv_f16) {
+                cpu::KvType kv = cpu::KvType::kF16)
+      : shape_(shape), lengths_(std::move(lengths)), kv_(kv) {
     tables_.resize(lengths_.size());
     for (bool more = true; more;) {
       more = false;
@@ -46,6 +47,7 @@ class AttentionCase {
       keys32_.push_back(HalfToFloat(keys16_[i]));
       values32_.push_back(HalfToFloat(values16_[i]));
     }
+    if (kv == cpu::KvType::kE4m3) RoundToE4m3();
     for (size_t s = 0; s < lengths_.size(); ++s) {
       queries_.push_back(RandomFloats(lengths_[s] * Width(), 10 + s, 2.0f));
     }
@@ -78,22 +80,19 @@ class AttentionCase {
     std::vector<float> out(q.size(), kNan);
     ThreadPool pool(threads);
     cpu::CpuAttention attention;
-    attention.Run(
-        {kernels, pool},
-        {.num_heads = shape_.num_heads,
-         .num_kv_heads = shape_.num_kv_heads,
-         .head_dim = shape_.head_dim,
-         .positions = positions,
-         .query_starts = starts,
-         .block_tables = tables,
-         .block_table_starts = table_starts,
-         .q = q.data(),
-         .keys = kv_f16_ ? static_cast<const void*>(keys16_.data())
-                         : keys32_.data(),
-         .values = kv_f16_ ? static_cast<const void*>(values16_.data())
-                           : values32_.data(),
-         .kv_f16 = kv_f16_,
-         .out = out.data()});
+    attention.Run({kernels, pool},
+                  {.num_heads = shape_.num_heads,
+                   .num_kv_heads = shape_.num_kv_heads,
+                   .head_dim = shape_.head_dim,
+                   .positions = positions,
+                   .query_starts = starts,
+                   .block_tables = tables,
+                   .block_table_starts = table_starts,
+                   .q = q.data(),
+                   .keys = CacheOf(keys8_, keys16_, keys32_),
+                   .values = CacheOf(values8_, values16_, values32_),
+                   .kv = kv_,
+                   .out = out.data()});
     return out;
   }
 
@@ -142,7 +141,25 @@ class AttentionCase {
     return kUnit * v * (4 * score_error + 4 + 2 * positions + 8 * tiles);
   }
 
-  std::vector<uint16_t>& values() { return values16_; }
+  // All types of the cache get what e4m3 has, and every finite code is a value.
+  void RoundToE4m3() {
+    keys8_.resize(keys32_.size());
+    values8_.resize(values32_.size());
+    for (size_t i = 0; i < keys32_.size(); ++i) {
+      keys8_[i] = FloatToE4m3(keys32_[i]);
+      keys32_[i] = E4m3ToFloat(keys8_[i]);
+      keys16_[i] = FloatToHalf(keys32_[i]);
+      const auto code = static_cast<uint8_t>(i * 37);
+      SetValue(i, (code & 0x7f) == 0x7f ? 0.0f : E4m3ToFloat(code));
+    }
+  }
+  // REQUIRES: what the cache's type has.
+  void SetValue(int64_t index, float value) {
+    values32_[index] = value;
+    values16_[index] = FloatToHalf(value);
+    if (!values8_.empty()) values8_[index] = FloatToE4m3(value);
+  }
+
   std::vector<float>& queries(int sequence) { return queries_[sequence]; }
   // The index in the cache of a position's first element, of KV head 0.
   int64_t CacheIndex(int sequence, int position) const {
@@ -158,12 +175,21 @@ class AttentionCase {
     return {num_blocks_, shape_.num_kv_heads, cpu::kKvPage, shape_.head_dim};
   }
 
+  const void* CacheOf(const std::vector<uint8_t>& codes,
+                      const std::vector<uint16_t>& halves,
+                      const std::vector<float>& floats) const {
+    if (kv_ == cpu::KvType::kE4m3) return codes.data();
+    if (kv_ == cpu::KvType::kF16) return halves.data();
+    return floats.data();
+  }
+
   AttentionShape shape_;
   std::vector<int> lengths_;
-  bool kv_f16_;
+  cpu::KvType kv_;
   int num_blocks_ = 0;
   mutable double k2_row_ = 0;
   std::vector<std::vector<int32_t>> tables_;
+  std::vector<uint8_t> keys8_, values8_;
   std::vector<uint16_t> keys16_, values16_;
   std::vector<float> keys32_, values32_;
   std::vector<std::vector<float>> queries_;
@@ -180,8 +206,9 @@ TEST_P(AttentionTest, IsNearTheReference) {
   const AttentionShape shapes[] = {
       {1, 1, 16}, {2, 2, 8}, {4, 2, 24}, {4, 1, 64}, {2, 1, 128}};
   for (const AttentionShape& shape : shapes) {
-    for (const bool f16 : {true, false}) {
-      const AttentionCase c(shape, {1, 300, 65}, f16);
+    for (const cpu::KvType kv :
+         {cpu::KvType::kF16, cpu::KvType::kF32, cpu::KvType::kE4m3}) {
+      const AttentionCase c(shape, {1, 300, 65}, kv);
       const auto out =
           c.Run(kernels(), 2, {{0, 0, 1}, {1, 250, 50}, {2, 0, 65}});
       const auto expect_near = [&](int row, int sequence, int position) {
@@ -247,18 +274,20 @@ TEST_P(AttentionTest, ARowDoesNotSeeItsNeighbours) {
 }
 
 TEST_P(AttentionTest, NanStaysInItsOwnRow) {
-  AttentionCase c({2, 2, 16}, {80, 80});
-  const auto before = c.Run(kernels(), 2, {{0, 0, 80}, {1, 0, 80}});
-  c.queries(0)[33 * c.Width()] = kNan;       // head 0 of position 33
-  c.values()[c.CacheIndex(1, 50)] = 0x7e00;  // dimension 0, positions >= 50
-  const auto after = c.Run(kernels(), 2, {{0, 0, 80}, {1, 0, 80}});
-  for (int64_t row = 0; row < 160; ++row) {
-    for (int64_t i = 0; i < c.Width(); ++i) {
-      const bool poisoned = (row == 33 && i < 16) || (row >= 130 && i == 0);
-      const float value = after[row * c.Width() + i];
-      ASSERT_EQ(std::isnan(value), poisoned) << row << ", " << i;
-      if (!poisoned) {
-        ASSERT_TRUE(SameBits(value, before[row * c.Width() + i]));
+  for (const cpu::KvType kv : {cpu::KvType::kF16, cpu::KvType::kE4m3}) {
+    AttentionCase c({2, 2, 16}, {80, 80}, kv);
+    const auto before = c.Run(kernels(), 2, {{0, 0, 80}, {1, 0, 80}});
+    c.queries(0)[33 * c.Width()] = kNan;    // head 0 of position 33
+    c.SetValue(c.CacheIndex(1, 50), kNan);  // dimension 0, positions >= 50
+    const auto after = c.Run(kernels(), 2, {{0, 0, 80}, {1, 0, 80}});
+    for (int64_t row = 0; row < 160; ++row) {
+      for (int64_t i = 0; i < c.Width(); ++i) {
+        const bool poisoned = (row == 33 && i < 16) || (row >= 130 && i == 0);
+        const float value = after[row * c.Width() + i];
+        ASSERT_EQ(std::isnan(value), poisoned) << row << ", " << i;
+        if (!poisoned) {
+          ASSERT_TRUE(SameBits(value, before[row * c.Width() + i]));
+        }
       }
     }
   }
@@ -283,8 +312,9 @@ TEST_P(AttentionPathsTest, GivesTheBitsOfThePortablePath) {
   const AttentionShape shapes[] = {
       {2, 2, 8}, {4, 2, 24}, {4, 1, 64}, {1, 1, 80}, {2, 1, 128}};
   for (const AttentionShape& shape : shapes) {
-    for (const bool f16 : {true, false}) {
-      const AttentionCase c(shape, {1, 300}, f16);
+    for (const cpu::KvType kv :
+         {cpu::KvType::kF16, cpu::KvType::kF32, cpu::KvType::kE4m3}) {
+      const AttentionCase c(shape, {1, 300}, kv);
       for (const std::vector<AttentionCase::Chunk>& chunks :
            {std::vector<AttentionCase::Chunk>{{0, 0, 1}, {1, 270, 30}},
             std::vector<AttentionCase::Chunk>{{1, 299, 1}}}) {
@@ -296,10 +326,19 @@ TEST_P(AttentionPathsTest, GivesTheBitsOfThePortablePath) {
 }
 
 TEST_P(AttentionPathsTest, TheTypeOfTheCacheDoesNotChangeTheArithmetic) {
-  const AttentionCase f16({2, 1, 32}, {100}, true);
-  const AttentionCase f32({2, 1, 32}, {100}, false);
-  EXPECT_TRUE(SameBits(f16.Run(kernels(), 1, {{0, 0, 100}}),
-                       f32.Run(kernels(), 1, {{0, 0, 100}})));
+  AttentionCase f16({2, 1, 32}, {100}, cpu::KvType::kF16);
+  AttentionCase f32({2, 1, 32}, {100}, cpu::KvType::kF32);
+  const AttentionCase e4m3({2, 1, 32}, {100}, cpu::KvType::kE4m3);
+  const auto run = [&](const AttentionCase& c, int first, int count) {
+    return c.Run(kernels(), 1, {{0, first, count}});
+  };
+  EXPECT_TRUE(SameBits(run(f16, 0, 100), run(f32, 0, 100)));
+  f16.RoundToE4m3();
+  f32.RoundToE4m3();
+  for (const auto& [first, count] : {std::pair{0, 100}, {99, 1}}) {
+    EXPECT_TRUE(SameBits(run(e4m3, first, count), run(f32, first, count)));
+    EXPECT_TRUE(SameBits(run(e4m3, first, count), run(f16, first, count)));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Paths, AttentionPathsTest, kFastPaths, PathName);

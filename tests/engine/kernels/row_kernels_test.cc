@@ -87,7 +87,7 @@ struct RopeCase {
          .keys = kv_f16 ? static_cast<void*>(keys16.data()) : keys32.data(),
          .values =
              kv_f16 ? static_cast<void*>(values16.data()) : values32.data(),
-         .kv_f16 = kv_f16});
+         .kv = kv_f16 ? cpu::KvType::kF16 : cpu::KvType::kF32});
   }
 
   static constexpr int kHeads = 4, kKvHeads = 2, kBlocks = 4;
