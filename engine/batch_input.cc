@@ -22,7 +22,8 @@ BatchInput::BatchInput(int max_tokens, int max_seqs, int max_blocks) {
 }
 
 const BatchView& BatchInput::Build(const BatchPlan& plan,
-                                   const SampledTokens& sampled) {
+                                   const SampledTokens& sampled,
+                                   bool on_device) {
   tokens_.clear();
   positions_.clear();
   kv_slots_.clear();
@@ -32,7 +33,7 @@ const BatchView& BatchInput::Build(const BatchPlan& plan,
   block_table_starts_.assign(1, 0);
   logit_rows_.clear();
   ranges_.clear();
-  for (const BatchRow& row : plan.rows) AppendRow(row, sampled);
+  for (const BatchRow& row : plan.rows) AppendRow(row, sampled, on_device);
   BINARYMOS_CHECK_EQ(static_cast<int>(tokens_.size()), plan.num_tokens);
   view_ = BatchView{
       tokens_,       positions_,    kv_slots_,           query_starts_,
@@ -40,7 +41,8 @@ const BatchView& BatchInput::Build(const BatchPlan& plan,
   return view_;
 }
 
-void BatchInput::AppendRow(const BatchRow& row, const SampledTokens& sampled) {
+void BatchInput::AppendRow(const BatchRow& row, const SampledTokens& sampled,
+                           bool on_device) {
   const int num_tokens = row.num_tokens();
   const int end = row.first_position + num_tokens;
   BINARYMOS_CHECK_GE(num_tokens, 1) << "slot " << row.slot;
@@ -55,7 +57,9 @@ void BatchInput::AppendRow(const BatchRow& row, const SampledTokens& sampled) {
     // A row that was not finite sampled nothing. The scheduler learns of it
     // one step late and discards this row: any token will do.
     const TokenId token = sampled.Get(row.slot, row.token_of_step);
-    tokens_.push_back(token == kNoToken ? 0 : token);
+    tokens_.push_back(on_device           ? BatchView::TokenOfSlot(row.slot)
+                      : token == kNoToken ? 0
+                                          : token);
   }
   const int first_token = query_starts_.back();
   for (int position = row.first_position; position < end; ++position) {

@@ -53,13 +53,17 @@ class BatchInput {
   // Flattens `plan`; the view and logit_ranges() are valid until the next call.
   // Rows with num_prompt_logprobs >= 0 want the logits of all their tokens;
   // other rows that sample, of their last.
+  // A token that a step before sampled is taken from `sampled`, or, if the
+  // backend samples (`on_device`), left to it.
   // REQUIRES: rows have tokens, and block tables that hold their positions.
-  const BatchView& Build(const BatchPlan& plan, const SampledTokens& sampled);
+  const BatchView& Build(const BatchPlan& plan, const SampledTokens& sampled,
+                         bool on_device = false);
 
   const std::vector<LogitRange>& logit_ranges() const { return ranges_; }
 
  private:
-  void AppendRow(const BatchRow& row, const SampledTokens& sampled);
+  void AppendRow(const BatchRow& row, const SampledTokens& sampled,
+                 bool on_device);
 
   std::vector<TokenId> tokens_;
   std::vector<int32_t> positions_;

@@ -125,7 +125,7 @@ absl::StatusOr<int64_t> KvCacheMemory(const EngineOptions& options,
   if (options.kv_cache_memory > left) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "--kv-cache-memory is ", options.kv_cache_memory, " bytes, but only ",
-        left, " bytes are left after the weights; lower it",
+        left, " bytes are left after weights and workspaces; lower it",
         on_host ? "" : " or raise --gpu-memory-utilization"));
   }
   return options.kv_cache_memory;
@@ -271,8 +271,9 @@ absl::Status LlamaEngine::Load(const EngineOptions& options) {
   }
   DescribeModel(options);
   if (absl::Status status = WarmUp(options); !status.ok()) return status;
-  // A CPU that schedules does not compute meanwhile; a GPU does.
-  if (options.overlap == "on" || (options.overlap == "auto" && !on_host())) {
+  // A CPU that computes is not told to schedule meanwhile, unless asked; a GPU
+  // has two steps in flight by itself.
+  if (options.overlap == "on" && runner_->max_steps_in_flight() == 1) {
     runner_ = std::make_unique<AsyncRunner>(std::move(runner_));
   }
   return absl::OkStatus();
@@ -345,6 +346,13 @@ absl::Status LlamaEngine::Allocate(const EngineOptions& options,
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
 
+  DeviceSampler* const sampler = backend_->sampler();
+  if (sampler != nullptr) {
+    const absl::Status status = sampler->Reserve(
+        options.max_num_seqs, limits.max_logit_rows, config_.vocab_size);
+    if (!status.ok()) return status;
+  }
+
   const absl::StatusOr<int64_t> memory =
       KvCacheMemory(options, *backend_, on_host());
   if (!memory.ok()) return memory.status();
@@ -367,9 +375,14 @@ absl::Status LlamaEngine::Allocate(const EngineOptions& options,
 
   runner_ = std::make_unique<LlamaRunner>(
       *backend_, *model_, *kv_cache_,
-      LlamaRunnerOptions{.max_num_seqs = options.max_num_seqs,
-                         .gate_sample_interval = options.gate_sample_interval,
-                         .num_sampler_threads = NumSamplerThreads(options)});
+      LlamaRunnerOptions{
+          .max_num_seqs = options.max_num_seqs,
+          .gate_sample_interval = options.gate_sample_interval,
+          .num_sampler_threads = NumSamplerThreads(options),
+          .sampler = sampler,
+          .max_steps_in_flight = sampler != nullptr && options.overlap != "off"
+                                     ? backend_->max_steps_in_flight()
+                                     : 1});
   return absl::OkStatus();
 }
 

@@ -32,8 +32,8 @@ struct EngineOptions {
   bool cuda_wgmma = false;
   bool fast_linear = false;
 
-  // Plan a step while the one before is computed (engine/async_runner.h): on,
-  // off, or auto: on CUDA only.
+  // Plan a step while the one before is computed: on, off, or auto: on CUDA
+  // only. A CPU computes on a thread of its own then (engine/async_runner.h).
   std::string overlap = "auto";
 
   int max_num_seqs = 64;  // sequences that run at the same time, 1 to 1024

@@ -17,6 +17,19 @@ int FirstReported(const BatchRow& row) {
   return std::max(1, row.first_position);
 }
 
+// What a DeviceSampler found, as a Sampler reports it.
+void Report(const DeviceSample& sample, bool with_logprobs,
+            StepResultRow& result) {
+  result.token = sample.token;
+  result.not_finite = sample.token == kNoToken;
+  if (result.not_finite || !with_logprobs) return;
+  const LogSoftmax log_softmax(sample.largest, sample.total_units);
+  result.logprobs.chosen = {sample.token, log_softmax.Of(sample.logit)};
+  for (const DeviceSample::Top& top : sample.top) {
+    result.logprobs.top.push_back({top.token, log_softmax.Of(top.logit)});
+  }
+}
+
 }  // namespace
 
 LlamaRunner::LlamaRunner(Backend& backend, LlamaModel& model, KvCache& kv_cache,
@@ -34,14 +47,32 @@ LlamaRunner::LlamaRunner(Backend& backend, LlamaModel& model, KvCache& kv_cache,
       scratch_(options.num_sampler_threads),
       host_logits_(static_cast<size_t>(model.limits().max_logit_rows) *
                    model.config().vocab_size),
-      host_ids_(model.limits().max_logit_rows) {}
+      host_ids_(model.limits().max_logit_rows) {
+  const int max_steps = options.max_steps_in_flight;
+  BINARYMOS_CHECK(max_steps == 1 ||
+                  (max_steps == kMaxSteps && options.sampler != nullptr &&
+                   max_steps <= backend.max_steps_in_flight()))
+      << max_steps << " steps in flight";
+}
+
+LlamaRunner::~LlamaRunner() {
+  if (max_steps_in_flight() == 1) return;
+  // They use memory that may go away next. Nobody is left to be told of errors.
+  for (; num_waited_ < num_submitted_; ++num_waited_) {
+    backend_.AwaitStep().IgnoreError();
+  }
+}
 
 void LlamaRunner::AddSequence(SlotId slot, const SequenceInit& init) {
-  sampler_.AddSequence(slot, init);
+  if (options_.sampler != nullptr) {
+    options_.sampler->SetSlot(slot, init);
+  } else {
+    sampler_.AddSequence(slot, init);
+  }
 }
 
 void LlamaRunner::RemoveSequence(SlotId slot) {
-  sampler_.RemoveSequence(slot);
+  if (options_.sampler == nullptr) sampler_.RemoveSequence(slot);
   sampled_.Clear(slot);
   carried_[slot] = {};
 }
@@ -51,22 +82,34 @@ void LlamaRunner::SetProgressCallback(std::function<void()> callback) {
 }
 
 absl::Status LlamaRunner::Submit(const BatchPlan& plan) {
-  BINARYMOS_CHECK(!in_flight_);
-  const auto start = std::chrono::steady_clock::now();
+  BINARYMOS_CHECK_LT(num_submitted_ - num_waited_, max_steps_in_flight());
+  step_ = &StepAt(num_submitted_);
+  step_->start = std::chrono::steady_clock::now();
   CheckPlan(plan);
-  const BatchView& batch = input_.Build(plan, sampled_);
+  const BatchView& batch =
+      input_.Build(plan, sampled_, options_.sampler != nullptr);
   StartResult(plan, batch);
   if (absl::Status status = Compute(plan, batch); !status.ok()) return status;
-  FinishResult(plan);
-  result_.stats.compute_time = std::chrono::steady_clock::now() - start;
-  in_flight_ = true;
+  if (max_steps_in_flight() == 1) {
+    if (absl::Status status = Finish(*step_); !status.ok()) return status;
+  }
+  for (size_t i = 0; i < plan.rows.size(); ++i) {
+    const BatchRow& row = plan.rows[i];
+    if (!row.sample) continue;
+    // With two steps in flight the token is not known, nor asked for.
+    sampled_.Set(row.slot, plan.step, step_->result.rows[i].token);
+  }
+  ++num_submitted_;
   return absl::OkStatus();
 }
 
 absl::Status LlamaRunner::Wait(StepResult& result) {
-  BINARYMOS_CHECK(in_flight_);
-  std::swap(result, result_);
-  in_flight_ = false;
+  BINARYMOS_CHECK_LT(num_waited_, num_submitted_);
+  Step& step = StepAt(num_waited_++);
+  if (max_steps_in_flight() > 1) {
+    if (absl::Status status = Finish(step); !status.ok()) return status;
+  }
+  std::swap(result, step.result);
   return absl::OkStatus();
 }
 
@@ -91,15 +134,16 @@ void LlamaRunner::CheckPlan(const BatchPlan& plan) const {
 }
 
 void LlamaRunner::StartResult(const BatchPlan& plan, const BatchView& batch) {
-  result_.step = plan.step;
-  result_.stats.num_tokens = plan.num_tokens;
-  result_.stats.num_rows = static_cast<int>(plan.rows.size());
-  result_.stats.mean_gate.clear();
-  result_.rows.resize(plan.rows.size());
+  StepResult& step = step_->result;
+  step.step = plan.step;
+  step.stats.num_tokens = plan.num_tokens;
+  step.stats.num_rows = static_cast<int>(plan.rows.size());
+  step.stats.mean_gate.clear();
+  step.rows.resize(plan.rows.size());
   plan_rows_.clear();
   for (size_t i = 0; i < plan.rows.size(); ++i) {
     const BatchRow& row = plan.rows[i];
-    StepResultRow& result = result_.rows[i];
+    StepResultRow& result = step.rows[i];
     result.slot = row.slot;
     result.token = kNoToken;
     result.not_finite = false;
@@ -125,22 +169,73 @@ absl::Status LlamaRunner::Compute(const BatchPlan& plan,
                          plan.step % options_.gate_sample_interval == 0;
   backend_.BeginStep(batch);
   model_.Forward(batch, kv_cache_.layers(), sum_gates, progress_);
+  SetDeviceRows(plan);
   const int num_rows = batch.num_logit_rows();
   const int chunk = model_.limits().max_logit_rows;
   for (int begin = 0; begin < num_rows; begin += chunk) {
-    const int end = std::min(num_rows, begin + chunk);
-    const absl::Status status = OnlyLargestWanted(plan, begin, end)
-                                    ? TakeLargest(plan, begin, end)
-                                    : ProcessLogits(plan, batch, begin, end);
+    const absl::Status status =
+        ProcessChunk(plan, batch, begin, std::min(num_rows, begin + chunk));
     if (!status.ok()) return status;
     if (progress_) progress_();
   }
   if (sum_gates && model_.gate_sums()) {
-    if (absl::Status status = ReadMeanGate(plan.num_tokens); !status.ok()) {
-      return status;
-    }
+    if (absl::Status status = ReadGates(); !status.ok()) return status;
   }
-  return backend_.EndStep();
+  step_->not_finite.assign(plan.rows.size(), 0);
+  for (size_t i = 0; i < not_finite_.size(); ++i) {
+    step_->not_finite[plan_rows_[i]] |= not_finite_[i];
+  }
+  backend_.SubmitStep();
+  return absl::OkStatus();
+}
+
+void LlamaRunner::SetDeviceRows(const BatchPlan& plan) {
+  step_->device_rows.clear();
+  device_rows_.clear();
+  next_device_row_ = 0;
+  if (options_.sampler == nullptr) return;
+  for (size_t i = 0; i < plan.rows.size(); ++i) {
+    const BatchRow& row = plan.rows[i];
+    if (!row.sample) continue;
+    step_->device_rows.push_back({static_cast<int>(i), row.num_logprobs >= 0});
+    device_rows_.push_back({.slot = row.slot,
+                            .position = row.first_position + row.num_tokens(),
+                            .logit_row = input_.logit_ranges()[i].end - 1,
+                            .num_logprobs = row.num_logprobs,
+                            .allowed_tokens = row.allowed_tokens});
+  }
+  if (!device_rows_.empty()) options_.sampler->SetRows(device_rows_);
+}
+
+absl::Status LlamaRunner::ProcessChunk(const BatchPlan& plan,
+                                       const BatchView& batch, int begin,
+                                       int end) {
+  const ConstTensorView logits = model_.Logits(begin, end);
+  if (options_.sampler != nullptr) SampleOnDevice(logits, begin, end);
+  if (!HostWants(plan, begin, end)) return absl::OkStatus();
+  return options_.sampler == nullptr && OnlyLargestWanted(plan, begin, end)
+             ? TakeLargest(plan, logits, begin, end)
+             : ProcessLogits(plan, batch, logits, begin, end);
+}
+
+void LlamaRunner::SampleOnDevice(const ConstTensorView& logits, int begin,
+                                 int end) {
+  const size_t first = next_device_row_;
+  while (next_device_row_ < device_rows_.size() &&
+         device_rows_[next_device_row_].logit_row < end) {
+    ++next_device_row_;
+  }
+  if (first == next_device_row_) return;
+  options_.sampler->Sample(logits, begin, static_cast<int>(first),
+                           static_cast<int>(next_device_row_));
+}
+
+bool LlamaRunner::HostWants(const BatchPlan& plan, int begin, int end) const {
+  return options_.sampler == nullptr ||
+         std::any_of(plan_rows_.begin() + begin, plan_rows_.begin() + end,
+                     [&](int plan_row) {
+                       return plan.rows[plan_row].num_prompt_logprobs >= 0;
+                     });
 }
 
 bool LlamaRunner::OnlyLargestWanted(const BatchPlan& plan, int begin,
@@ -154,11 +249,11 @@ bool LlamaRunner::OnlyLargestWanted(const BatchPlan& plan, int begin,
       });
 }
 
-absl::Status LlamaRunner::TakeLargest(const BatchPlan& plan, int begin,
+absl::Status LlamaRunner::TakeLargest(const BatchPlan& plan,
+                                      const ConstTensorView& logits, int begin,
                                       int end) {
   const std::span<int32_t> ids(host_ids_.data(), end - begin);
-  if (absl::Status status = backend_.ArgMax(model_.Logits(begin, end), ids);
-      !status.ok()) {
+  if (absl::Status status = backend_.ArgMax(logits, ids); !status.ok()) {
     return status;
   }
   for (int i = begin; i < end; ++i) {
@@ -166,20 +261,20 @@ absl::Status LlamaRunner::TakeLargest(const BatchPlan& plan, int begin,
       not_finite_[i] = 1;
       continue;
     }
-    result_.rows[plan_rows_[i]].token = ids[i - begin];
+    step_->result.rows[plan_rows_[i]].token = ids[i - begin];
     sampler_.AcceptLargest(plan.rows[plan_rows_[i]].slot);
   }
   return absl::OkStatus();
 }
 
 absl::Status LlamaRunner::ProcessLogits(const BatchPlan& plan,
-                                        const BatchView& batch, int begin,
-                                        int end) {
+                                        const BatchView& batch,
+                                        const ConstTensorView& logits,
+                                        int begin, int end) {
   const auto vocab = static_cast<size_t>(sampler_.vocab_size());
   const int64_t count = end - begin;
   const std::span<float> host(host_logits_.data(), count * vocab);
-  if (absl::Status status = backend_.ReadBack(model_.Logits(begin, end), host);
-      !status.ok()) {
+  if (absl::Status status = backend_.ReadBack(logits, host); !status.ok()) {
     return status;
   }
   const int64_t num_threads =
@@ -205,7 +300,7 @@ void LlamaRunner::ProcessLogitRow(const BatchPlan& plan, const BatchView& batch,
                                   SamplerScratch& scratch) {
   const int plan_row = plan_rows_[logit_row];
   const BatchRow& row = plan.rows[plan_row];
-  StepResultRow& result = result_.rows[plan_row];
+  StepResultRow& result = step_->result.rows[plan_row];
   const BatchInput::LogitRange& range = input_.logit_ranges()[plan_row];
   const int position = range.first_position + (logit_row - range.begin);
   const bool is_last = logit_row + 1 == range.end;
@@ -227,7 +322,7 @@ void LlamaRunner::ProcessLogitRow(const BatchPlan& plan, const BatchView& batch,
           result.prompt_logprobs[position + 1 - FirstReported(row)]);
     }
   }
-  if (is_last && row.sample) {
+  if (is_last && row.sample && options_.sampler == nullptr) {
     sampler_.Sample(
         {row.slot, position + 1, row.num_logprobs, row.allowed_tokens, logits},
         scratch, result);
@@ -240,36 +335,48 @@ void LlamaRunner::ReportCarriedPosition(const BatchRow& row, TokenId token,
   BINARYMOS_CHECK_EQ(carried.position, row.first_position - 1)
       << "prompt log-probabilities were not asked for from the start, slot "
       << row.slot;
+  BINARYMOS_CHECK_GE(token, 0) << "a prompt has its tokens, slot " << row.slot;
   if (carried.logits.empty()) return;  // not finite: the request has ended
   ComputeLogprobs(carried.logits, token, row.num_prompt_logprobs, scratch_[0],
                   result.prompt_logprobs[0]);
 }
 
-void LlamaRunner::FinishResult(const BatchPlan& plan) {
-  for (size_t i = 0; i < not_finite_.size(); ++i) {
-    if (not_finite_[i] == 0) continue;
-    StepResultRow& result = result_.rows[plan_rows_[i]];
-    result.not_finite = true;
-    result.token = kNoToken;
-    result.prompt_logprobs.clear();
-  }
-  for (size_t i = 0; i < plan.rows.size(); ++i) {
-    const BatchRow& row = plan.rows[i];
-    if (row.sample) sampled_.Set(row.slot, plan.step, result_.rows[i].token);
-  }
+absl::Status LlamaRunner::ReadGates() {
+  const ConstTensorView sums = model_.gate_sums();
+  std::vector<float>& means = step_->result.stats.mean_gate;
+  means.resize(sums.shape.num_elements());
+  return backend_.ReadLater(sums, means);
 }
 
-absl::Status LlamaRunner::ReadMeanGate(int num_tokens) {
-  const ConstTensorView sums = model_.gate_sums();
-  std::vector<float>& means = result_.stats.mean_gate;
-  means.resize(sums.shape.num_elements());
-  if (absl::Status status = backend_.ReadBack(sums, means); !status.ok()) {
-    return status;
+absl::Status LlamaRunner::Finish(Step& step) {
+  if (absl::Status status = backend_.AwaitStep(); !status.ok()) return status;
+  TakeSamples(step);
+  for (size_t i = 0; i < step.not_finite.size(); ++i) {
+    if (step.not_finite[i] == 0) continue;
+    StepResultRow& row = step.result.rows[i];
+    row.not_finite = true;
+    row.token = kNoToken;
+    row.prompt_logprobs.clear();
   }
-  const float scale =
-      1.0f / (static_cast<float>(num_tokens) * LlamaModel::kLinearsPerLayer);
-  for (float& mean : means) mean *= scale;
+  StepStats& stats = step.result.stats;
+  const float scale = 1.0f / (static_cast<float>(stats.num_tokens) *
+                              LlamaModel::kLinearsPerLayer);
+  for (float& mean : stats.mean_gate) mean *= scale;
+  // A step waits for the one before.
+  const auto now = std::chrono::steady_clock::now();
+  stats.compute_time = now - std::max(step.start, last_finish_);
+  last_finish_ = now;
   return absl::OkStatus();
+}
+
+void LlamaRunner::TakeSamples(Step& step) {
+  if (step.device_rows.empty()) return;
+  const std::span<const DeviceSample> samples = options_.sampler->samples();
+  BINARYMOS_CHECK_EQ(samples.size(), step.device_rows.size());
+  for (size_t i = 0; i < samples.size(); ++i) {
+    const DeviceRow& row = step.device_rows[i];
+    Report(samples[i], row.with_logprobs, step.result.rows[row.plan_row]);
+  }
 }
 
 }  // namespace binarymos

@@ -22,8 +22,8 @@ struct SequenceInit {
 };
 
 // Computes steps. Owned by the Engine; confined to the serving-loop thread.
-// Implementations: LlamaRunner (engine/llama_runner.h), which computes inside
-// Submit; AsyncRunner (engine/async_runner.h) around it; fakes in tests.
+// Implementations: LlamaRunner (engine/llama_runner.h); AsyncRunner
+// (engine/async_runner.h) around one that computes in Submit; fakes in tests.
 class ModelRunner {
  public:
   virtual ~ModelRunner() = default;

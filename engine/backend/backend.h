@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/backend/batch_view.h"
+#include "engine/backend/device_sampler.h"
 #include "engine/backend/linear_tensors.h"
 #include "engine/core/tensor.h"
 
@@ -77,11 +78,13 @@ struct RepeatKey {
 // A device with its kernels and memory. Owned by the Engine; after loading,
 // confined to the serving-loop thread. Activations are f32. Operations are
 // enqueued in order and may return before they ran; views must stay valid until
-// EndStep. Arithmetic is the canonical one (DESIGN section 6): a row's result
-// does not depend on the other rows, on threads or on tiling.
+// the step has been waited for. Arithmetic is the canonical one (DESIGN section
+// 6): a row's result does not depend on the other rows, on threads or on
+// tiling.
 //
 // Loading can fail for want of memory and says so. An operation can fail only
-// with the device; such errors surface in EndStep and are final.
+// with the device; such errors surface where a step is waited for, at the
+// latest, and are final.
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -115,10 +118,21 @@ class Backend {
 
   // --- One step ------------------------------------------------------------
 
-  // Starts a step; `batch` is valid until EndStep.
+  // Steps that may have been submitted and not been waited for: 1, or 2 where
+  // the host can prepare a step while the device computes the one before.
+  virtual int max_steps_in_flight() const { return 1; }
+
+  // Starts a step; `batch` is valid until SubmitStep. REQUIRES: fewer than
+  // max_steps_in_flight() steps in flight.
   virtual void BeginStep(const BatchView& batch) = 0;
-  // Waits until every operation since BeginStep has run. UNAVAILABLE or
-  // INTERNAL if the device failed.
+  // Ends the step. Where 2 steps may be in flight it waits for nothing, and
+  // neither do operations, but for those that say so.
+  virtual void SubmitStep() { submitted_ = EndStep(); }
+  // Waits until every operation of the oldest step in flight has run, and for
+  // nothing behind it. UNAVAILABLE or INTERNAL if the device failed. REQUIRES:
+  // a step is in flight.
+  virtual absl::Status AwaitStep() { return submitted_; }
+  // SubmitStep, then AwaitStep. REQUIRES: no other step in flight.
   virtual absl::Status EndStep() = 0;
   // Seconds by the device's clock of the last step that EndStep ended, from its
   // first copy to its last operation. 0 where the host computes, or unless the
@@ -128,11 +142,20 @@ class Backend {
   // waits for the operations that write `tensor`.
   virtual absl::Status ReadBack(const ConstTensorView& tensor,
                                 std::span<float> host) = 0;
+  // The same, except that it may return before; `host` holds the elements after
+  // AwaitStep of this step. Once per step.
+  virtual absl::Status ReadLater(const ConstTensorView& tensor,
+                                 std::span<float> host) {
+    return ReadBack(tensor, host);
+  }
   // Of each row: the smallest index of its largest element, or -1 if the row
   // holds NaN or Inf. Waits as ReadBack does, and fails as it does.
   // x: [rows, width] f32; ids: [rows] on the host.
   virtual absl::Status ArgMax(const ConstTensorView& x,
                               std::span<int32_t> ids) = 0;
+  // Chooses tokens where the logits are. Null where the host does, from logits
+  // that it reads back. The same one for the backend's lifetime.
+  virtual DeviceSampler* sampler() { return nullptr; }
   // Sets every byte to zero.
   virtual void Zero(const TensorView& tensor) = 0;
 
@@ -237,6 +260,7 @@ class Backend {
 
  private:
   std::string note_;
+  absl::Status submitted_;
 };
 
 }  // namespace binarymos

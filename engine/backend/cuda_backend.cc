@@ -22,6 +22,10 @@ constexpr size_t kAttentionStateBytes = size_t{16} << 20;
 // What grows after loading: the arrays of a batch, recorded steps.
 constexpr size_t kLaterBytes = size_t{64} << 20;
 
+// What ReadLater copies without waiting: the gates' sums of 256 layers with 64
+// experts.
+constexpr size_t kLateReadBytes = size_t{64} << 10;
+
 // Sequences of a step that is worth recording: with more, the device has more
 // to do than the host has to launch.
 constexpr int kMaxRecordedSeqs = 64;
@@ -269,7 +273,9 @@ class CudaBackend::BinaryMos : public PackedLinear {
 
 CudaBackend::CudaBackend(std::unique_ptr<CudaDriver> driver,
                          const CudaBackendOptions& options)
-    : driver_(std::move(driver)), options_(options) {
+    : driver_(std::move(driver)),
+      options_(options),
+      sampler_(*driver_, status_) {
   const int bits = options.activation_bits;
   BINARYMOS_CHECK(bits == 8 || bits == 12 || bits == 14 || bits == 16) << bits;
   BINARYMOS_CHECK(options.memory_utilization > 0 &&
@@ -407,6 +413,12 @@ absl::Status CudaBackend::Reserve(int max_tokens, int max_logit_rows) {
     if (!states.ok()) return states.status();
     attention_states_ = *std::move(states);
   }
+  for (LateRead& read : late_reads_) {
+    if (read.pinned.bytes() > 0) continue;
+    absl::StatusOr<Buffer> pinned = driver_->AllocatePinned(kLateReadBytes);
+    if (!pinned.ok()) return pinned.status();
+    read.pinned = *std::move(pinned);
+  }
   absl::Status status = ReserveIds(max_logit_rows);
   status.Update(device_batch_.Reserve(max_tokens, *driver_));
   if (!status.ok()) return status;
@@ -441,6 +453,7 @@ absl::Status CudaBackend::ReserveRows(int64_t rows) {
 
 void CudaBackend::BeginStep(const BatchView& batch) {
   BINARYMOS_CHECK(batch_ == nullptr) << "BeginStep inside a step";
+  BINARYMOS_CHECK_LT(num_submitted_ - num_awaited_, kMaxCudaStepsInFlight);
   batch_ = &batch;
   if (!status_.ok()) return;
   if (options_.time_steps) Update(driver_->StartTimer());
@@ -451,16 +464,51 @@ void CudaBackend::BeginStep(const BatchView& batch) {
   batch_moves_ = device_batch_.num_moves();
 }
 
-absl::Status CudaBackend::EndStep() {
+void CudaBackend::SubmitStep() {
   BINARYMOS_CHECK(batch_ != nullptr) << "EndStep outside a step";
   batch_ = nullptr;
-  if (options_.time_steps) Update(driver_->StopTimer());
-  Update(driver_->Synchronize());
+  sampler_.SubmitStep();
+  if (options_.time_steps && status_.ok()) Update(driver_->StopTimer());
+  const auto mark = static_cast<int>(num_submitted_++ % kMaxCudaStepsInFlight);
+  if (status_.ok()) Update(driver_->PutMark(mark));
+}
+
+absl::Status CudaBackend::AwaitStep() {
+  BINARYMOS_CHECK_LT(num_awaited_, num_submitted_);
+  LateRead& read = LateReadAt(num_awaited_);
+  const auto mark = static_cast<int>(num_awaited_++ % kMaxCudaStepsInFlight);
+  if (status_.ok()) Update(driver_->AwaitMark(mark));
+  sampler_.TakeStep();
+  if (status_.ok() && !read.host.empty()) {
+    std::memcpy(read.host.data(), read.pinned.data(), read.host.size_bytes());
+  }
+  read.host = {};
+  return status_;
+}
+
+absl::Status CudaBackend::EndStep() {
+  BINARYMOS_CHECK_EQ(num_submitted_, num_awaited_);
+  SubmitStep();
+  AwaitStep().IgnoreError();  // in status_
   if (options_.time_steps && status_.ok()) {
     const absl::StatusOr<double> seconds = driver_->TimerSeconds();
     Update(seconds.status());
     device_seconds_ = seconds.value_or(0);
   }
+  return status_;
+}
+
+absl::Status CudaBackend::ReadLater(const ConstTensorView& tensor,
+                                    std::span<float> host) {
+  BINARYMOS_CHECK_EQ(tensor.shape.num_elements(),
+                     static_cast<int64_t>(host.size()));
+  LateRead& read = LateReadAt(num_submitted_);
+  BINARYMOS_CHECK(batch_ != nullptr && read.host.empty());
+  if (!status_.ok()) return status_;
+  if (read.pinned.bytes() < host.size_bytes()) return ReadBack(tensor, host);
+  read.host = host;
+  Update(driver_->CopyToHost(read.pinned.data(), Floats(tensor),
+                             host.size_bytes()));
   return status_;
 }
 
@@ -567,11 +615,13 @@ void CudaBackend::Embed(const PackedLinear& table, const TensorView& out) {
   BINARYMOS_CHECK(out.shape ==
                   (Shape{batch().num_tokens(), table.in_features()}));
   for (const TokenId token : batch().tokens) {
-    BINARYMOS_CHECK(token >= 0 && token < table.out_features())
+    BINARYMOS_CHECK(token >= -sampler_.max_num_seqs() &&
+                    token < table.out_features())
         << "token " << token;
   }
   Launch(cuda::Embed{.table = float16.weight(),
                      .tokens = device_batch_.tokens(),
+                     .sampled = sampler_.sampled(),
                      .num_tokens = batch().num_tokens(),
                      .hidden = table.in_features(),
                      .out = Floats(out)});

@@ -2,6 +2,7 @@
 // and tests run it without a device.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "engine/backend/cuda_batch.h"
 #include "engine/backend/cuda_driver.h"
 #include "engine/backend/cuda_graphs.h"
+#include "engine/backend/cuda_sampler.h"
 
 namespace binarymos {
 
@@ -79,13 +81,21 @@ class CudaBackend : public Backend {
   absl::StatusOr<size_t> AvailableMemory() const override;
   absl::Status Reserve(int max_tokens, int max_logit_rows) override;
 
+  int max_steps_in_flight() const override { return kMaxCudaStepsInFlight; }
   void BeginStep(const BatchView& batch) override;
+  void SubmitStep() override;
+  // Waits for the step's mark only.
+  absl::Status AwaitStep() override;
   absl::Status EndStep() override;
   double device_seconds() const override { return device_seconds_; }
   absl::Status ReadBack(const ConstTensorView& tensor,
                         std::span<float> host) override;
+  // Waits as ReadBack does for more than 64 KiB, and without Reserve.
+  absl::Status ReadLater(const ConstTensorView& tensor,
+                         std::span<float> host) override;
   absl::Status ArgMax(const ConstTensorView& x,
                       std::span<int32_t> ids) override;
+  DeviceSampler* sampler() override { return &sampler_; }
   void Zero(const TensorView& tensor) override;
   // Records the second step of a shape and replays it from then on, if all
   // sequences have one token and there are at most 64. Memory that is allocated
@@ -189,9 +199,22 @@ class CudaBackend : public Backend {
   const CudaBackendOptions options_;
   absl::Status status_;
 
+  // What ReadLater copies in a step, by way of page-locked memory.
+  struct LateRead {
+    Buffer pinned;
+    std::span<float> host;  // empty: nothing
+  };
+  LateRead& LateReadAt(int64_t step) {
+    return late_reads_[step % kMaxCudaStepsInFlight];
+  }
+
   const BatchView* batch_ = nullptr;
   double device_seconds_ = 0;
   CudaBatch device_batch_;
+  CudaSampler sampler_;
+  int64_t num_submitted_ = 0;
+  int64_t num_awaited_ = 0;
+  std::array<LateRead, kMaxCudaStepsInFlight> late_reads_;
 
   CudaGraphs graphs_;
   int batch_moves_ = 0;  // that graphs_ knows of

@@ -8,19 +8,18 @@
 #include "absl/status/status.h"
 #include "engine/backend/batch_view.h"
 #include "engine/backend/cuda_driver.h"
-#include "engine/core/buffer.h"
+#include "engine/backend/cuda_upload.h"
 
 namespace binarymos {
 
 // Packs a batch and the queries that blocks of the attention kernel share into
-// one copy. Owns the memory on both sides, which grows to the largest batch and
-// stays. Until it grows, batches of as many tokens, sequences, logit rows and
-// blocks of queries have their arrays at the same addresses. Confined to the
-// backend's thread.
+// one copy (cuda_upload.h). While its memory does not move, batches of as many
+// tokens, sequences, logit rows and blocks of queries have their arrays at the
+// same addresses. Confined to the backend's thread.
 class CudaBatch {
  public:
   // Enqueues the copy. Blocks of queries get up to `tokens_per_block` tokens.
-  // REQUIRES: the copy before has run.
+  // REQUIRES: as CudaUpload::Copy.
   absl::Status Upload(const BatchView& batch, int tokens_per_block,
                       CudaDriver& driver);
 
@@ -28,7 +27,7 @@ class CudaBatch {
   // each, or longer ones of fewer.
   absl::Status Reserve(int64_t max_tokens, CudaDriver& driver);
   // Times that the memory has moved.
-  int num_moves() const { return num_moves_; }
+  int num_moves() const { return upload_.num_moves(); }
 
   // Of the last Upload; 0 before it.
   int tokens_per_block() const { return tokens_per_block_; }
@@ -56,20 +55,16 @@ class CudaBatch {
  private:
   template <typename T>
   const T* At(size_t offset) const {
-    return reinterpret_cast<const T*>(static_cast<const char*>(device_.data()) +
-                                      offset);
+    return upload_.At<T>(offset);
   }
   void FindBlocks(const BatchView& batch, int tokens_per_block);
-  absl::Status ReserveBytes(size_t bytes, CudaDriver& driver);
 
-  int num_moves_ = 0;
   int tokens_per_block_ = 0;
   int max_splits_ = 0;
   int max_block_tokens_ = 0;
   std::vector<cuda::QueryBlock> blocks_;
-  Buffer pinned_;
-  Buffer device_;
-  // Offsets in both, in bytes.
+  CudaUpload upload_;
+  // Offsets in it, in bytes.
   size_t tokens_ = 0;
   size_t positions_ = 0;
   size_t kv_slots_ = 0;

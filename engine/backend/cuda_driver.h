@@ -14,6 +14,9 @@
 
 namespace binarymos {
 
+// Steps whose copies and results may be under way.
+inline constexpr int kMaxCudaStepsInFlight = 2;
+
 struct CudaDeviceInfo {
   int ordinal = 0;
   std::string name;  // "NVIDIA H200"
@@ -73,7 +76,8 @@ class CudaDriver {
   // copy has run; other memory may change on return.
   virtual absl::Status CopyToDevice(void* device, const void* host,
                                     size_t bytes) = 0;
-  // Enqueued; `host` holds the bytes after Synchronize.
+  // Enqueued; `host` holds the bytes after Synchronize, or AwaitMark of a mark
+  // behind it. If `host` is not from AllocatePinned, this may wait.
   virtual absl::Status CopyToHost(void* host, const void* device,
                                   size_t bytes) = 0;
   virtual absl::Status Zero(void* device, size_t bytes) = 0;    // enqueued
@@ -84,6 +88,10 @@ class CudaDriver {
 
   // Waits for everything enqueued.
   virtual absl::Status Synchronize() = 0;
+  // Puts mark `mark` in [0, kMaxCudaStepsInFlight) behind everything enqueued,
+  // and waits for what is ahead of where it was put last.
+  virtual absl::Status PutMark(int mark) = 0;
+  virtual absl::Status AwaitMark(int mark) = 0;
 
   // The device's clock: from where StartTimer was enqueued last to where
   // StopTimer was. TimerSeconds REQUIRES Synchronize after both.

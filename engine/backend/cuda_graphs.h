@@ -23,7 +23,9 @@ struct CudaGraphKey {
 };
 
 // The most recently used keys, each with a recording from its second use on: a
-// shape that comes once is not worth one. Confined to the backend's thread.
+// shape that comes once is not worth one. Numbers of tokens are exact instead
+// of padded to a few: a row more costs a step more than a recording saves
+// (docs/benchmarks/cuda.md). Confined to the backend's thread.
 class CudaGraphs {
  public:
   static constexpr size_t kMaxEntries = 64;

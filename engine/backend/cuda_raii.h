@@ -45,7 +45,7 @@ class CudaStream {
   cudaStream_t stream_ = nullptr;
 };
 
-// A place in a stream. Move-only.
+// A place in a stream that the host can wait for. Move-only.
 class CudaEvent {
  public:
   // On the device that is current; `flags` as cudaEventCreateWithFlags has it.

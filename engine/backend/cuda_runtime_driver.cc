@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -31,10 +32,12 @@ class CudaRuntimeDriver : public CudaDriver {
  public:
   // `blas`: on `stream`, or null. `overlap`: see cuda::Launch.
   CudaRuntimeDriver(CudaDeviceInfo info, CudaStream stream, CudaTimer timer,
+                    std::vector<CudaEvent> marks,
                     std::unique_ptr<CudaBlas> blas, bool overlap)
       : info_(std::move(info)),
         stream_(std::move(stream)),
         timer_(std::move(timer)),
+        marks_(std::move(marks)),
         blas_(std::move(blas)),
         overlap_(overlap) {}
 
@@ -85,6 +88,12 @@ class CudaRuntimeDriver : public CudaDriver {
   absl::Status Synchronize() override {
     return BINARYMOS_CUDA(cudaStreamSynchronize(stream_.get()));
   }
+  absl::Status PutMark(int mark) override {
+    return BINARYMOS_CUDA(cudaEventRecord(marks_[mark].get(), stream_.get()));
+  }
+  absl::Status AwaitMark(int mark) override {
+    return BINARYMOS_CUDA(cudaEventSynchronize(marks_[mark].get()));
+  }
 
   absl::Status StartTimer() override { return timer_.Start(stream_); }
   absl::Status StopTimer() override { return timer_.Stop(stream_); }
@@ -118,6 +127,7 @@ class CudaRuntimeDriver : public CudaDriver {
   CudaDeviceInfo info_;
   CudaStream stream_;
   CudaTimer timer_;
+  std::vector<CudaEvent> marks_;  // [kMaxCudaStepsInFlight]
   const std::unique_ptr<CudaBlas> blas_;
   const bool overlap_;
 };
@@ -193,6 +203,12 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
   if (!stream.ok()) return Unavailable(stream.status());
   absl::StatusOr<CudaTimer> timer = CudaTimer::Create();
   if (!timer.ok()) return Unavailable(timer.status());
+  std::vector<CudaEvent> marks;
+  for (int i = 0; i < kMaxCudaStepsInFlight; ++i) {
+    absl::StatusOr<CudaEvent> mark = CudaEvent::Create(cudaEventDisableTiming);
+    if (!mark.ok()) return Unavailable(mark.status());
+    marks.push_back(*std::move(mark));
+  }
   std::unique_ptr<CudaBlas> blas;
   std::string note;
   if (options.fast_linear) {
@@ -207,8 +223,8 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(
   const bool overlap = options.overlap && info->compute_major >= kHopperMajor;
   auto backend = std::make_unique<CudaBackend>(
       std::make_unique<CudaRuntimeDriver>(*std::move(info), *std::move(stream),
-                                          *std::move(timer), std::move(blas),
-                                          overlap),
+                                          *std::move(timer), std::move(marks),
+                                          std::move(blas), overlap),
       options);
   backend->set_note(std::move(note));
   return backend;

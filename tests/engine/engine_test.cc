@@ -217,7 +217,7 @@ TEST_F(EngineTest, TooLittleCacheMemoryIsExplained) {
 TEST_F(EngineTest, MoreCacheMemoryThanThereIsIsRefused) {
   options_.kv_cache_memory = int64_t{1} << 45;
   EXPECT_THAT(Failure(options_, absl::StatusCode::kResourceExhausted),
-              HasSubstr("are left after the weights"));
+              HasSubstr("are left after weights and workspaces"));
 }
 
 TEST_F(EngineTest, ATokenizerOfAnotherModelIsRefused) {

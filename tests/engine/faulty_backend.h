@@ -30,8 +30,8 @@ class FaultyBackend : public ForwardingBackend {
       for (float& value : out.Row(t).span<float>()) value = poison;
     }
   }
-  absl::Status EndStep() override {
-    const absl::Status status = ForwardingBackend::EndStep();
+  absl::Status AwaitStep() override {
+    const absl::Status status = ForwardingBackend::AwaitStep();
     return fails_after-- == 0 ? absl::UnavailableError("the device is gone")
                               : status;
   }

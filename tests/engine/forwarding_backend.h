@@ -36,10 +36,20 @@ class ForwardingBackend : public Backend {
     return inner_->Reserve(max_tokens, max_logit_rows);
   }
   void BeginStep(const BatchView& batch) override { inner_->BeginStep(batch); }
+  int max_steps_in_flight() const override {
+    return inner_->max_steps_in_flight();
+  }
+  void SubmitStep() override { inner_->SubmitStep(); }
+  absl::Status AwaitStep() override { return inner_->AwaitStep(); }
   absl::Status EndStep() override { return inner_->EndStep(); }
+  DeviceSampler* sampler() override { return inner_->sampler(); }
   absl::Status ReadBack(const ConstTensorView& tensor,
                         std::span<float> host) override {
     return inner_->ReadBack(tensor, host);
+  }
+  absl::Status ReadLater(const ConstTensorView& tensor,
+                         std::span<float> host) override {
+    return inner_->ReadLater(tensor, host);
   }
   absl::Status ArgMax(const ConstTensorView& x,
                       std::span<int32_t> ids) override {

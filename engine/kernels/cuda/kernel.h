@@ -21,6 +21,8 @@
 #include "engine/kernels/cuda/rms_norm.h"
 #include "engine/kernels/cuda/rope.h"
 #include "engine/kernels/cuda/rows.h"
+#include "engine/kernels/cuda/sample.h"
+#include "engine/kernels/cuda/sample_slots.h"
 #include "engine/kernels/cuda/split_halves.h"
 
 namespace binarymos::cuda {
@@ -37,7 +39,7 @@ using Kernel = std::variant<
     RmsNorm, Embed, GatherRows, SwiGlu, SumGates, RoundToHalves, AddBias,
     RopeAndWriteKv<uint16_t>, RopeAndWriteKv<uint8_t>, RopeAndWriteKv<float>,
     Attention<uint16_t, 128>, Attention<uint8_t, 128>, Attention<uint16_t, 512>,
-    FloatAttention, MergeAttention, ArgMax>;
+    FloatAttention, MergeAttention, ArgMax, SetSlots, Sample>;
 
 // Whether the blocks of a kernel come in clusters.
 template <typename K, typename = void>

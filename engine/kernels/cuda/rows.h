@@ -7,13 +7,15 @@
 namespace binarymos::cuda {
 
 // out[t] = table[tokens[t]]. table [vocab, hidden] f16, tokens [num_tokens],
-// out [num_tokens, hidden] f32. A block per token; 6 hidden bytes. Predicted
-// for one token on an H200: 2 us, a launch.
+// out [num_tokens, hidden] f32. Token -1 - s is sampled[s]: that of slot s,
+// which the host does not know (sample.h). A block per token; 6 hidden bytes.
+// Predicted for one token on an H200: 2 us, a launch.
 struct Embed {
   static constexpr int kThreads = 256;
 
   const uint16_t* table = nullptr;
   const int32_t* tokens = nullptr;
+  const int32_t* sampled = nullptr;
   int64_t num_tokens = 0;
   int64_t hidden = 0;
   float* out = nullptr;
@@ -24,7 +26,9 @@ struct Embed {
   template <typename Block>
   BINARYMOS_DEVICE void operator()(Block& block) const {
     block.ForEach([&](int thread) {
-      const uint16_t* row = table + tokens[block.x()] * hidden;
+      int64_t token = tokens[block.x()];
+      if (token < 0) token = sampled[-1 - token];
+      const uint16_t* row = table + token * hidden;
       for (int64_t k = thread; k < hidden; k += kThreads) {
         out[block.x() * hidden + k] = ToFloat(row[k]);
       }

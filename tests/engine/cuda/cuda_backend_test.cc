@@ -624,11 +624,13 @@ TEST_F(CudaBackendTest,
   const int allocations = device_.num_allocations;
   const int copies = device_.num_copies_to_device;
   const int waits = device_.num_waits;
+  const int mark_waits = device_.num_mark_waits;
   const int launches = device_.num_launches;
   for (int p = 3; p < 100; ++p) decoder.Step({p, p});
   EXPECT_EQ(device_.num_allocations, allocations);
   EXPECT_EQ(device_.num_copies_to_device - copies, 97);
-  EXPECT_EQ(device_.num_waits - waits, 2 * 97);  // ReadBack and EndStep
+  EXPECT_EQ(device_.num_waits - waits, 97);            // ReadBack
+  EXPECT_EQ(device_.num_mark_waits - mark_waits, 97);  // EndStep
   EXPECT_EQ(device_.num_launches, launches);
 }
 
@@ -722,6 +724,22 @@ TEST_F(CudaBackendTest, AllocationsEndRecordings) {
   EXPECT_EQ(device_.num_captures, 1);
   decoder.Step({4});
   EXPECT_EQ(device_.num_captures, 2);
+}
+
+TEST_F(CudaBackendTest, RecordingsAreBoundedInNumber) {
+  const auto backend = Create();
+  const Tensor x = Get(backend->Allocate(DType::kF32, Shape{4}));
+  const Batch batch(0, 1);
+  constexpr int kShapes = 200;
+  for (int shape = 0; shape < kShapes; ++shape) {
+    for (int i = 0; i < 2; ++i) {
+      backend->BeginStep(batch.view);
+      backend->Repeat({this, nullptr, shape}, [&] { backend->Zero(x.view()); });
+      ASSERT_TRUE(backend->EndStep().ok());
+    }
+  }
+  EXPECT_EQ(device_.num_captures, kShapes);
+  EXPECT_EQ(device_.num_graphs, int{CudaGraphs::kMaxEntries});
 }
 
 TEST(CudaGraphsTest, TheLeastRecentlyUsedRecordingGoesFirst) {

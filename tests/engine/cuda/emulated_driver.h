@@ -2,8 +2,12 @@
 // (emulated_block.h) and which fails on demand.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -13,7 +17,6 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "engine/backend/cuda_driver.h"
-#include "engine/core/float16.h"
 #include "tests/engine/cuda/emulated_block.h"
 
 namespace binarymos {
@@ -30,6 +33,7 @@ struct EmulatedDevice {
   int launches_until_failure = -1;  // -1: never; then every call fails
   bool refuse_capture = false;
   bool can_multiply = false;
+  bool deferred = false;  // see EmulatedDriver
 
   // Set by the driver.
   size_t used_memory = 0;
@@ -41,23 +45,29 @@ struct EmulatedDevice {
   int num_warpgroup_linears = 0;
   int rows_of_fast_block = 0;  // of the last
   int num_captures = 0;
+  int num_graphs = 0;  // recorded, and there still
   int num_replays = 0;
   int num_copies_to_device = 0;
-  int num_waits = 0;
+  int num_waits = 0;       // for everything
+  int num_mark_waits = 0;  // for a step
 };
 
 // What was captured, in order.
 struct EmulatedGraph : CudaGraph {
+  explicit EmulatedGraph(int* num_graphs) : count(num_graphs) { ++*count; }
+  ~EmulatedGraph() override { --*count; }
+
   struct Zero {
     void* to;
     size_t bytes;
   };
   std::vector<std::variant<cuda::Kernel, Zero>> operations;
+  int* const count;  // of those that there are
 };
 
-// Runs everything inside its call, which is one of the orders that a stream may
-// take. Memory starts as garbage; nothing is readable past its end (under
-// AddressSanitizer).
+// Runs everything inside its call, or, if it is `deferred`, nothing before it
+// is waited for: the two extremes of what a stream may do. Memory starts as
+// garbage; nothing is readable past its end (under AddressSanitizer).
 class EmulatedDriver : public CudaDriver {
  public:
   explicit EmulatedDriver(EmulatedDevice* device) : device_(device) {
@@ -88,18 +98,27 @@ class EmulatedDriver : public CudaDriver {
   absl::StatusOr<Buffer> AllocatePinned(size_t bytes) override {
     ++device_->num_allocations;
     Spoil("an allocation").IgnoreError();
-    return Garbage(bytes);
+    absl::StatusOr<Buffer> buffer = Garbage(bytes);
+    pinned_.emplace_back(static_cast<const char*>(buffer->data()), bytes);
+    return buffer;
   }
 
   absl::Status CopyToDevice(void* to, const void* from, size_t bytes) override {
     if (capture_ != nullptr) return Spoil("a copy");
     ++device_->num_copies_to_device;
-    std::memcpy(to, from, bytes);
+    if (IsPinned(from)) {
+      Enqueue([=] { std::memcpy(to, from, bytes); });
+    } else {
+      Enqueue([to, copy = std::string(static_cast<const char*>(from), bytes)] {
+        std::memcpy(to, copy.data(), copy.size());
+      });
+    }
     return Health();
   }
   absl::Status CopyToHost(void* to, const void* from, size_t bytes) override {
     if (capture_ != nullptr) return Spoil("a copy");
-    std::memcpy(to, from, bytes);
+    Enqueue([=] { std::memcpy(to, from, bytes); });
+    if (!IsPinned(to)) RunUntil(num_enqueued_);
     return Health();
   }
   absl::Status Zero(void* to, size_t bytes) override {
@@ -107,7 +126,7 @@ class EmulatedDriver : public CudaDriver {
       capture_->operations.push_back(EmulatedGraph::Zero{to, bytes});
       return Health();
     }
-    std::memset(to, 0, bytes);
+    Enqueue([=] { std::memset(to, 0, bytes); });
     return Health();
   }
   absl::Status Launch(const cuda::Kernel& kernel) override {
@@ -118,44 +137,44 @@ class EmulatedDriver : public CudaDriver {
       capture_->operations.push_back(kernel);
       return absl::OkStatus();
     }
-    Run(kernel);
+    Enqueue([this, kernel] { Run(kernel); });
     return absl::OkStatus();
   }
   bool can_multiply() const override { return device_->can_multiply; }
   absl::Status Multiply(const HalfProduct& product) override {
     if (capture_ != nullptr) return Spoil("a product");
     ++device_->num_products;
-    const auto* x = static_cast<const uint16_t*>(product.x);
-    const auto* weight = static_cast<const uint16_t*>(product.weight);
-    auto* y = static_cast<float*>(product.y);
-    for (int64_t row = 0; row < product.rows; ++row) {
-      for (int64_t column = 0; column < product.out; ++column) {
-        double sum = 0;
-        for (int64_t k = 0; k < product.in; ++k) {
-          sum += double{HalfToFloat(x[row * product.in + k])} *
-                 HalfToFloat(weight[column * product.in + k]);
-        }
-        float& to = y[row * product.out + column];
-        to = static_cast<float>(product.accumulate ? to + sum : sum);
-      }
-    }
+    Enqueue([product] { Run(product); });
     return Health();
   }
   absl::Status Synchronize() override {
     if (capture_ != nullptr) return Spoil("waiting");
     ++device_->num_waits;
+    RunUntil(num_enqueued_);
+    return Health();
+  }
+
+  absl::Status PutMark(int mark) override {
+    if (capture_ != nullptr) return Spoil("a mark");
+    marks_[mark] = num_enqueued_;
+    return Health();
+  }
+  absl::Status AwaitMark(int mark) override {
+    BINARYMOS_CHECK_GE(marks_[mark], 0);
+    ++device_->num_mark_waits;
+    RunUntil(marks_[mark]);
     return Health();
   }
 
   // Its clock counts kernels that ran, a microsecond each.
   absl::Status StartTimer() override {
     if (capture_ != nullptr) return Spoil("a timer");
-    ran_at_start_ = num_ran_;
+    Enqueue([this] { ran_at_start_ = num_ran_; });
     return Health();
   }
   absl::Status StopTimer() override {
     if (capture_ != nullptr) return Spoil("a timer");
-    ran_at_stop_ = num_ran_;
+    Enqueue([this] { ran_at_stop_ = num_ran_; });
     return Health();
   }
   absl::StatusOr<double> TimerSeconds() override {
@@ -168,7 +187,7 @@ class EmulatedDriver : public CudaDriver {
       return absl::InternalError("CUDA: operation not permitted");
     }
     spoilt_ = absl::OkStatus();
-    capture_ = std::make_unique<EmulatedGraph>();
+    capture_ = std::make_unique<EmulatedGraph>(&device_->num_graphs);
     return Health();
   }
   absl::StatusOr<std::unique_ptr<CudaGraph>> EndCapture() override {
@@ -180,40 +199,42 @@ class EmulatedDriver : public CudaDriver {
     ++device_->num_replays;
     if (capture_ != nullptr) return Spoil("a replay");
     if (absl::Status status = Health(); !status.ok()) return status;
-    for (const auto& operation :
-         static_cast<EmulatedGraph&>(graph).operations) {
-      if (const auto* zero = std::get_if<EmulatedGraph::Zero>(&operation)) {
-        std::memset(zero->to, 0, zero->bytes);
-      } else {
-        Run(std::get<cuda::Kernel>(operation));
+    Enqueue([this, operations = static_cast<EmulatedGraph&>(graph).operations] {
+      for (const auto& operation : operations) {
+        if (const auto* zero = std::get_if<EmulatedGraph::Zero>(&operation)) {
+          std::memset(zero->to, 0, zero->bytes);
+        } else {
+          Run(std::get<cuda::Kernel>(operation));
+        }
       }
-    }
+    });
     return absl::OkStatus();
   }
 
  private:
-  void Run(const cuda::Kernel& kernel) {
-    ++num_ran_;
-    device_->num_merges +=
-        std::holds_alternative<cuda::MergeAttention>(kernel) ? 1 : 0;
-    std::visit(
-        [this](const auto& one) {
-          Note(one);
-          RunEmulated(one, device_->order);
-        },
-        kernel);
+  void Enqueue(std::function<void()> operation) {
+    ++num_enqueued_;
+    queue_.push_back(std::move(operation));
+    if (!device_->deferred) RunUntil(num_enqueued_);
   }
-  template <typename K>
-  void Note(const K&) {}
-  template <int kPlanes, int kParts>
-  void Note(const cuda::WarpgroupBinaryMos<kPlanes, kParts>&) {
-    ++device_->num_warpgroup_linears;
+
+  // Runs what was enqueued up to operation `end`, counted from the first; none
+  // of it once the device has failed.
+  void RunUntil(int64_t end) {
+    for (; num_run_ < end; ++num_run_) {
+      if (Health().ok()) queue_.front()();
+      queue_.pop_front();
+    }
   }
-  template <int kTiles, int kRowWarps>
-  void Note(const cuda::FastBinaryMos<kTiles, kRowWarps>& kernel) {
-    ++device_->num_fast_linears;
-    device_->rows_of_fast_block = kernel.kRows;
+  bool IsPinned(const void* p) const {
+    return std::any_of(pinned_.begin(), pinned_.end(), [&](const auto& range) {
+      return p >= range.first && p < range.first + range.second;
+    });
   }
+
+  // In emulated_driver.cc, so that kernels are compiled for it once.
+  void Run(const cuda::Kernel& kernel);
+  static void Run(const HalfProduct& product);
 
   // During a capture this operation is an error, as CUDA has it.
   absl::Status Spoil(const char* what) {
@@ -243,6 +264,12 @@ class EmulatedDriver : public CudaDriver {
   int num_ran_ = 0;  // kernels
   int ran_at_start_ = 0;
   int ran_at_stop_ = 0;
+  std::deque<std::function<void()>> queue_;  // enqueued and not run
+  int64_t num_enqueued_ = 0;
+  int64_t num_run_ = 0;
+  int64_t marks_[kMaxCudaStepsInFlight] = {-1, -1};
+  // Page-locked memory, freed or not.
+  std::vector<std::pair<const char*, size_t>> pinned_;
 };
 
 }  // namespace binarymos
