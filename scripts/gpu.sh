@@ -8,15 +8,15 @@
 #                                   with a GPU and nothing else: no build, no
 #                                   network, no installs
 #
-# Steps: device backend model golden memcheck racecheck linear attention decode
-# prefill linear-float16 engine. The report is OUT/report.txt (OUT: the directory
+# Steps: device backend model golden memcheck racecheck linear stages attention
+# decode prefill linear-float16 engine. The report is OUT/report.txt (OUT: the directory
 # gpu-report, or $OUT). Steps that fail do not stop the others; the exit status
 # says whether any did.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 programs=(bin/binarymos tests/engine/backend/backend_test
-  tests/engine/engine_test tests/golden/golden_test)
+  tests/engine/engine_test tests/golden/golden_test bench/cuda_stages)
 
 # Libraries of the C runtime stay: those of the other machine match its kernel.
 system_libraries='/(ld-linux[^/]*|libc|libm|libpthread|libdl|librt|libresolv)\.so'
@@ -93,6 +93,7 @@ run_steps() {
     --kinds binarymos onebit
   step linear-wgmma 60 "${bench[@]}" linear --device cuda --tokens 8 64 \
     --cuda-wgmma
+  step stages 30 "$bin/cuda_stages"
   step attention 60 "${bench[@]}" attention --device cuda --seconds 0.5
   step attention-e4m3 60 "${bench[@]}" attention --device cuda --seconds 0.5 \
     --kv-cache-dtype fp8_e4m3
@@ -125,7 +126,7 @@ main() {
     "")
       (cd "$here/.." && cmake --preset cuda &&
         cmake --build build/cuda \
-          --target binarymos backend_test engine_test golden_test)
+          --target binarymos backend_test engine_test golden_test cuda_stages)
       bin="$(mktemp -d)"
       pack "$bin" "$here/../build/cuda"
       ;;

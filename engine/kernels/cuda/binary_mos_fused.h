@@ -119,6 +119,21 @@ struct FusedBinaryMos {
   // of the next kernel. Signs that do not fit are only brought to L2 early.
   static constexpr size_t kMaxSharedBytes = 112 << 10;
 
+  // Marks, in the order of the code.
+  enum Stage {
+    kBegun,
+    kAsked,
+    kWaited,
+    kLoaded,
+    kNormalized,
+    kRouted,
+    kQuantized,
+    kSignsCame,
+    kMultiplied,
+    kFinished,
+    kNumStages,
+  };
+
   FusedArgs args;
 
   Grid grid() const {
@@ -131,6 +146,7 @@ struct FusedBinaryMos {
   template <typename Block>
   BINARYMOS_DEVICE void operator()(Block& block) const {
     block.LaunchDependents();
+    block.Mark(kBegun);
     const Part part = PartOf(block.x());
     const Shared shared = Layout(block.shared());
     block.ForEach([&](int thread) {
@@ -142,22 +158,31 @@ struct FusedBinaryMos {
     block.ForEach([&](int thread) { CopySigns(block, thread, part, shared); });
     block.CommitCopies();
     block.ForEach([&](int thread) { LoadOutScale(thread, part, shared); });
+    block.Mark(kAsked);
 
     block.WaitForPrevious();
+    block.Mark(kWaited);
     block.ForEach([&](int thread) { LoadInputs(thread, part, shared); });
     block.template AwaitCopies<1>();
     block.Sync();
     block.ClusterWait();  // every block of the cluster has its mailboxes
+    block.Mark(kLoaded);
     if (args.norm != nullptr) Normalize(block, part, shared);
+    block.Mark(kNormalized);
     Route(block, part, shared);
+    block.Mark(kRouted);
     Quantize(block, part, shared);
+    block.Mark(kQuantized);
     block.template AwaitCopies<0>();
+    block.Mark(kSignsCame);
     Multiply(block, part, shared);
+    block.Mark(kMultiplied);
     block.ForEach([&](int thread) {
       if (FinishedRow(thread, part) < 0) return;
       block.AwaitMailbox(&shared.fixed->rows_box);
       Finish(thread, part, shared);
     });
+    block.Mark(kFinished);
   }
 
  private:

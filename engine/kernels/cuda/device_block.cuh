@@ -37,6 +37,7 @@ class DeviceBlock {
   static __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
   }
+  __device__ __forceinline__ void Mark(int) const {}
 
   // T is a struct of 32-bit members or one of them.
   template <typename T>

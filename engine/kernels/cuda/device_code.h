@@ -38,6 +38,8 @@
 //   SendToRank(p, r, v, box)  *p = v in the shared memory of the r-th block,
 //                         counted in the box there
 //   AwaitMailbox(box)     all has come, and this thread sees it
+//   Mark(stage)           where the kernel is, for bench/cuda_stages.cu; does
+//                         nothing anywhere else
 //
 // Launches may overlap (programmatic dependent launch): a block begins while
 // the kernel before it still runs. WaitForPrevious() returns when that has

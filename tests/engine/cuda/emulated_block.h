@@ -165,6 +165,8 @@ class EmulatedBlock {
     for (uint64_t bytes; (bytes = left.load()) != 0;) left.wait(bytes);
   }
 
+  void Mark(int) {}
+
   void LaunchDependents() {}
   void WaitForPrevious() {}
 
