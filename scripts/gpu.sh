@@ -8,10 +8,10 @@
 #                                   with a GPU and nothing else: no build, no
 #                                   network, no installs
 #
-# Steps: device backend model golden memcheck racecheck linear stages attention
-# decode prefill linear-float16 engine. The report is OUT/report.txt (OUT: the directory
-# gpu-report, or $OUT). Steps that fail do not stop the others; the exit status
-# says whether any did.
+# Steps: device backend model golden memcheck racecheck linear linear-wgmma
+# stages attention attention-e4m3 decode prefill prefill-fast linear-float16
+# engine. The report is OUT/report.txt (OUT: the directory gpu-report, or $OUT).
+# Steps that fail do not stop the others; the exit status says whether any did.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
@@ -136,7 +136,7 @@ main() {
       return
       ;;
     *)
-      sed -n '2,16p' "${BASH_SOURCE[0]}" >&2
+      sed -n '2,14p' "${BASH_SOURCE[0]}" >&2
       return 2
       ;;
   esac
