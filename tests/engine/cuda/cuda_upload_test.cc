@@ -1,7 +1,7 @@
 #include "engine/backend/cuda_upload.h"
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -28,8 +28,8 @@ class CudaUploadTest : public testing::Test {
   void ExpectOnDevice(const std::vector<int32_t>& a,
                       const std::vector<int32_t>& b) {
     EXPECT_EQ(b_ % 16, 0u);
-    EXPECT_EQ(0, std::memcmp(upload_.At<int32_t>(a_), a.data(), 4 * a.size()));
-    EXPECT_EQ(0, std::memcmp(upload_.At<int32_t>(b_), b.data(), 4 * b.size()));
+    EXPECT_TRUE(std::equal(a.begin(), a.end(), upload_.At<int32_t>(a_)));
+    EXPECT_TRUE(std::equal(b.begin(), b.end(), upload_.At<int32_t>(b_)));
   }
 
   EmulatedDevice device_{.deferred = true};
