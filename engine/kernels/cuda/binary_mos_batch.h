@@ -33,6 +33,8 @@ struct BatchBinaryMos {
   static constexpr int kThreads = kWarp * kSumGroups;
   static constexpr int kRows = kTiles * kMmaRows;
   static constexpr int kTokens = kMmaColumns;
+  // For 12.0 the compiler emulates the instruction, with 166 registers.
+  static constexpr int kBlocksPerSm = kDeviceArch < 1200 ? 2 : 1;
 
   MultiplyArgs args;
 

@@ -92,6 +92,14 @@ struct Grid {
   int64_t y = 1;  // below 2^16
 };
 
+// What this pass of the compiler is for, 100 times the compute capability; 0 on
+// the host.
+#if defined(__CUDA_ARCH__)
+inline constexpr int kDeviceArch = __CUDA_ARCH__;
+#else
+inline constexpr int kDeviceArch = 0;
+#endif
+
 // Host and device: no CUDA function is called.
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
