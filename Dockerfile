@@ -5,8 +5,8 @@
 # container: gRPC on 9000, metrics on 8080. It runs as user 65532, needs no
 # capability and no writable file.
 ARG DEBIAN_IMAGE=debian:bookworm-slim
-ARG CUDA_VERSION=12.6.3
-ARG CUDA_DIR=/usr/local/cuda-12.6
+ARG CUDA_VERSION=12.8.1
+ARG CUDA_DIR=/usr/local/cuda-12.8
 
 # --- CPU ---------------------------------------------------------------------
 FROM ${DEBIAN_IMAGE} AS build-cpu
@@ -33,14 +33,14 @@ FROM build-cpu AS build-cuda
 ARG CUDA_DIR
 COPY --from=cuda-devel ${CUDA_DIR} /usr/local/cuda
 ENV PATH=/usr/local/cuda/bin:${PATH}
-RUN cmake --preset cuda -DBINARYMOS_BUILD_TESTS=OFF \
-    && cmake --build build/cuda --target binarymos \
-    && strip build/cuda/bin/binarymos
+RUN cmake --preset release -DBINARYMOS_BUILD_TESTS=OFF \
+    && cmake --build build/release --target binarymos \
+    && strip build/release/bin/binarymos
 
 FROM runtime-cpu AS cuda
 ARG CUDA_DIR
 COPY --from=cuda-runtime ${CUDA_DIR} /usr/local/cuda
-COPY --from=build-cuda /src/build/cuda/bin/binarymos /usr/local/bin/
+COPY --from=build-cuda /src/build/release/bin/binarymos /usr/local/bin/
 COPY LICENSE /usr/share/doc/binarymos/
 # What the NVIDIA container runtime mounts from the host.
 ENV LD_LIBRARY_PATH=/usr/local/cuda/lib64 \

@@ -18,9 +18,8 @@ if(BINARYMOS_CUDA STREQUAL "ON" AND NOT BINARYMOS_WITH_CUDA)
 endif()
 message(STATUS "CUDA backend: ${BINARYMOS_WITH_CUDA}")
 
-# 80 and 90a prove that everything compiles, quickly. A release for all devices
-# since Ampere, with PTX for those to come:
-#   -DBINARYMOS_CUDA_ARCHITECTURES="80-real;86-real;89-real;90a-real;120-real;120-virtual"
+# 80 and 90a prove that everything compiles, quickly. Preset release has those of
+# all devices since Ampere, and PTX for those to come.
 set(BINARYMOS_CUDA_ARCHITECTURES "80-real;90a-real" CACHE STRING
     "Compute capabilities to compile kernels for, as CMAKE_CUDA_ARCHITECTURES")
 

@@ -1,12 +1,20 @@
 // Merges what Attention made of the splits of a query, where they were apart.
+//
+//   m = max m_s   out = sum over s of e^(m_s - m) a_s / sum of e^(m_s - m) l_s
+//
+// one split after the other, ascending: FactorsOf has a step. States [token,
+// head, split][m, l, a of head_dim] f32  ->  out [tokens, heads, head_dim] f32
+//
+// Threads. A block per (token, head), a thread per dimension.
+//
+// Bytes: 4 (head_dim + 2) per split, from L2, 4 head_dim written. One sequence
+// of 2,048 of 7B has 8 splits of 32 heads: 133 KB; predicted: a launch, 2 us.
 #pragma once
 
 #include "engine/kernels/cuda/attention_args.h"
 
 namespace binarymos::cuda {
 
-// Merges the splits of one query, ascending. A block per (token, head), a
-// thread per dimension. Reads (head_dim + 2) * 4 bytes per split.
 struct MergeAttention {
   static constexpr int kThreads = 128;
 
