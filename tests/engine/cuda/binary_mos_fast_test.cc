@@ -151,7 +151,7 @@ TEST(CudaFastBinaryMosTest, OddShapesAreNearTheReference) {
   for (const int64_t in : {8, 264, 1000, 2816}) {
     for (const int64_t out : {1, 17, 65, 300}) {
       for (const Width width : kAllWidths) {
-        if (in == 2816 && out == 300) continue;  // takes long
+        if (in > 264 && out > 65) continue;  // takes long
         SCOPED_TRACE(testing::Message()
                      << in << " to " << out << ", " << static_cast<int>(width));
         const Layer layer({.in = in, .out = out});

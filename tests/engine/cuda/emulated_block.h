@@ -180,8 +180,8 @@ class EmulatedBlock {
                  PerThread<cuda::SignFragment>& a,
                  PerThread<cuda::PlaneFragment>& b) {
     for (int warp = 0; warp < num_threads_; warp += cuda::kWarp) {
-      std::array<std::array<uint32_t, 8>, 16> rows;
-      std::array<std::array<uint32_t, 8>, 8> columns;
+      std::array<Bits256, 16> rows;
+      std::array<Bits256, 8> columns;
       for (int lane = 0; lane < cuda::kWarp; ++lane) {
         const int group = lane >> 2;
         const int t = lane & 3;
@@ -197,9 +197,7 @@ class EmulatedBlock {
         for (int i = 0; i < 4; ++i) {
           const auto& row = rows[(lane >> 2) + 8 * (i / 2)];
           const auto& column = columns[2 * (lane & 3) + i % 2];
-          for (int k = 0; k < 8; ++k) {
-            c[warp + lane].v[i] += std::popcount(row[k] & column[k]);
-          }
+          c[warp + lane].v[i] += CountCommon(row, column);
         }
       }
     }
@@ -220,11 +218,11 @@ class EmulatedBlock {
       for (int i = 1; i < cuda::kWarpgroup; ++i) {
         BINARYMOS_CHECK(b[first + i] == b[first]);
       }
-      std::array<std::array<uint32_t, 8>, kColumns> columns;
+      std::array<Bits256, kColumns> columns;
       for (int n = 0; n < kColumns; ++n) columns[n] = ColumnOf(b[first], n);
       for (int warp = first; warp < first + cuda::kWarpgroup;
            warp += cuda::kWarp) {
-        std::array<std::array<uint32_t, 8>, 16> rows;
+        std::array<Bits256, 16> rows;
         for (int i = 0; i < cuda::kWarp * 4; ++i) {
           const int lane = i / 4;
           const int reg = i % 4;
@@ -235,11 +233,7 @@ class EmulatedBlock {
           for (int i = 0; i < kColumns / 2; ++i) {
             const auto& row = rows[(lane >> 2) + 8 * (i / 2 % 2)];
             const auto& column = columns[8 * (i / 4) + 2 * (lane & 3) + i % 2];
-            int32_t& count = d[warp + lane].v[i];
-            count = 0;
-            for (int k = 0; k < 8; ++k) {
-              count += std::popcount(row[k] & column[k]);
-            }
+            d[warp + lane].v[i] = CountCommon(row, column);
           }
         }
       }
@@ -308,13 +302,23 @@ class EmulatedBlock {
   // warpgroup sees them after all of it.
   enum class Copied { kAwaited, kFenced, kSynced };
 
-  std::array<uint32_t, 8> ColumnOf(uint64_t descriptor, int column) {
+  using Bits256 = std::array<uint32_t, 8>;
+
+  static int CountCommon(const Bits256& a, const Bits256& b) {
+    const auto words_a = std::bit_cast<std::array<uint64_t, 4>>(a);
+    const auto words_b = std::bit_cast<std::array<uint64_t, 4>>(b);
+    int count = 0;
+    for (int i = 0; i < 4; ++i) count += std::popcount(words_a[i] & words_b[i]);
+    return count;
+  }
+
+  Bits256 ColumnOf(uint64_t descriptor, int column) {
     constexpr uint64_t kField = 0x3fff;
     const uint64_t start = (descriptor & kField) << 4;
     const uint64_t leading = (descriptor >> 16 & kField) << 4;
     const uint64_t stride = (descriptor >> 32 & kField) << 4;
     BINARYMOS_CHECK(descriptor >> 46 == 0);  // no base offset, no swizzle
-    std::array<uint32_t, 8> words;
+    Bits256 words;
     for (int half = 0; half < 2; ++half) {
       const uint64_t address =
           start + column / 8 * stride + column % 8 * 16 + half * leading;
