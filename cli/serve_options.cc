@@ -49,6 +49,10 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
                    "On CUDA, linears of several tokens by the instruction of a "
                    "warpgroup, where the device has it"},
                   &engine.cuda_wgmma);
+  table.AddSwitch({group, "cuda-sampling",
+                   "On CUDA, choose tokens on the device, which then has two "
+                   "steps in flight; else on the host"},
+                  &engine.cuda_sampling);
   table.AddSwitch({group, "fast-linear",
                    "On CUDA only: linears of more than 64 tokens in a step "
                    "faster and not exact"},

@@ -271,9 +271,11 @@ absl::Status LlamaEngine::Load(const EngineOptions& options) {
   }
   DescribeModel(options);
   if (absl::Status status = WarmUp(options); !status.ok()) return status;
-  // A CPU that computes is not told to schedule meanwhile, unless asked; a GPU
-  // has two steps in flight by itself.
-  if (options.overlap == "on" && runner_->max_steps_in_flight() == 1) {
+  // A CPU that schedules does not compute meanwhile; a GPU does, and has two
+  // steps in flight by itself where it chooses the tokens.
+  const bool overlap =
+      options.overlap == "on" || (options.overlap == "auto" && !on_host());
+  if (overlap && runner_->max_steps_in_flight() == 1) {
     runner_ = std::make_unique<AsyncRunner>(std::move(runner_));
   }
   return absl::OkStatus();
@@ -346,7 +348,8 @@ absl::Status LlamaEngine::Allocate(const EngineOptions& options,
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
 
-  DeviceSampler* const sampler = backend_->sampler();
+  DeviceSampler* const sampler =
+      options.cuda_sampling ? backend_->sampler() : nullptr;
   if (sampler != nullptr) {
     const absl::Status status = sampler->Reserve(
         options.max_num_seqs, limits.max_logit_rows, config_.vocab_size);

@@ -30,6 +30,7 @@ struct EngineOptions {
   bool cuda_clusters = true;
   bool cuda_overlap = true;
   bool cuda_wgmma = false;
+  bool cuda_sampling = true;  // on the device
   bool fast_linear = false;
 
   // Plan a step while the one before is computed: on, off, or auto: on CUDA

@@ -35,6 +35,9 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
                "BINARYMOS_CPU_KERNELS=portable",
                "BINARYMOS_ACTIVATION_BITS=12",
                "BINARYMOS_GPU_MEMORY_UTILIZATION=0.75",
+               "BINARYMOS_CUDA_WGMMA=true",
+               "BINARYMOS_CUDA_SAMPLING=false",
+               "BINARYMOS_FAST_LINEAR=true",
                "BINARYMOS_MAX_MODEL_LEN=101",
                "BINARYMOS_KV_CACHE_MEMORY=1MiB",
                "BINARYMOS_KV_CACHE_DTYPE=fp8_e4m3",
@@ -78,6 +81,9 @@ TEST(ServeOptionsTest, EveryOptionReachesItsField) {
   EXPECT_EQ(c.engine.cpu_kernels, "portable");
   EXPECT_EQ(c.engine.activation_bits, 12);
   EXPECT_EQ(c.engine.gpu_memory_utilization, 0.75);
+  EXPECT_TRUE(c.engine.cuda_wgmma);
+  EXPECT_FALSE(c.engine.cuda_sampling);
+  EXPECT_TRUE(c.engine.fast_linear);
   EXPECT_EQ(c.engine.max_model_len, 101);
   EXPECT_EQ(c.engine.kv_cache_memory, 1 << 20);
   EXPECT_EQ(c.engine.kv_cache_dtype, "fp8_e4m3");
