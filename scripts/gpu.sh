@@ -8,15 +8,17 @@
 #                                   with a GPU and nothing else: no build, no
 #                                   network, no installs
 #
-# Steps: device backend model golden memcheck racecheck linear linear-wgmma
-# stages attention attention-e4m3 decode prefill prefill-fast linear-float16
-# engine. The report is OUT/report.txt (OUT: the directory gpu-report, or $OUT).
-# Steps that fail do not stop the others; the exit status says whether any did.
+# Steps: device backend model golden sampling memcheck racecheck
+# memcheck-sampling racecheck-sampling linear linear-wgmma stages attention
+# attention-e4m3 decode prefill prefill-fast linear-float16 engine. The report
+# is OUT/report.txt (OUT: the directory gpu-report, or $OUT). Steps that fail do
+# not stop the others; the exit status says whether any did.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 programs=(bin/binarymos tests/engine/backend/backend_test
-  tests/engine/engine_test tests/golden/golden_test bench/cuda_stages)
+  tests/engine/engine_test tests/golden/golden_test
+  tests/engine/cuda/cuda_test bench/cuda_stages)
 
 # Libraries of the C runtime stay: those of the other machine match its kernel.
 system_libraries='/(ld-linux[^/]*|libc|libm|libpthread|libdl|librt|libresolv)\.so'
@@ -62,13 +64,13 @@ device_tests() {
 }
 
 sanitizer() {
-  local tool="$1" filter="$2"
+  local tool="$1" program="$2" filter="$3"
   if ! command -v compute-sanitizer >/dev/null; then
     echo "compute-sanitizer is not on this machine"
     return 1
   fi
   compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 20 \
-    "$bin/backend_test" --gtest_filter="$filter" --gtest_brief=1
+    "$program" --gtest_filter="$filter" --gtest_brief=1
 }
 
 describe_device() {
@@ -87,8 +89,13 @@ run_steps() {
   step backend 90 "${self[@]}" device-tests "$bin/backend_test" '*/cuda'
   step model 90 "${self[@]}" device-tests "$bin/engine_test" '*DeviceTest*'
   step golden 90 "${self[@]}" device-tests "$bin/golden_test" '*TheCudaDevice*'
-  step memcheck 90 "${self[@]}" sanitizer memcheck "$few"
-  step racecheck 90 "${self[@]}" sanitizer racecheck "$few"
+  step sampling 60 "${self[@]}" device-tests "$bin/cuda_test" '*OnDevice*'
+  step memcheck 90 "${self[@]}" sanitizer memcheck "$bin/backend_test" "$few"
+  step racecheck 90 "${self[@]}" sanitizer racecheck "$bin/backend_test" "$few"
+  step memcheck-sampling 60 "${self[@]}" sanitizer memcheck "$bin/cuda_test" \
+    '*OnDevice*'
+  step racecheck-sampling 60 "${self[@]}" sanitizer racecheck "$bin/cuda_test" \
+    '*OnDevice*'
   step linear 90 "${bench[@]}" linear --device cuda --tokens 1 8 64 \
     --kinds binarymos onebit
   step linear-wgmma 60 "${bench[@]}" linear --device cuda --tokens 8 64 \
@@ -126,7 +133,8 @@ main() {
     "")
       (cd "$here/.." && cmake --preset cuda &&
         cmake --build build/cuda \
-          --target binarymos backend_test engine_test golden_test cuda_stages)
+          --target binarymos backend_test engine_test golden_test cuda_test \
+            cuda_stages)
       bin="$(mktemp -d)"
       pack "$bin" "$here/../build/cuda"
       ;;
@@ -136,7 +144,7 @@ main() {
       return
       ;;
     *)
-      sed -n '2,14p' "${BASH_SOURCE[0]}" >&2
+      sed -n '2,15p' "${BASH_SOURCE[0]}" >&2
       return 2
       ;;
   esac

@@ -50,6 +50,7 @@ struct SideOptions {
   int max_steps_in_flight = 1;
   bool samples_on_device = false;
   bool deferred = false;
+  bool emulated = true;  // else the first device that there is
 };
 
 // A model, its device and the runner.
@@ -65,10 +66,14 @@ class Side {
     options.max_tokens = 64;
     options.max_logit_rows = 5;  // logits of a step come in parts
     options.num_blocks = 64;
-    options.wrap = [this](std::unique_ptr<Backend>) {
-      return std::make_unique<SickBackend>(
-          std::make_unique<EmulatedDriver>(&device), CudaBackendOptions{});
-    };
+    if (side.emulated) {
+      options.wrap = [this](std::unique_ptr<Backend>) {
+        return std::make_unique<SickBackend>(
+            std::make_unique<EmulatedDriver>(&device), CudaBackendOptions{});
+      };
+    } else {
+      options.backend.device = "cuda";
+    }
     model = *TestModel::Load(options);
     DeviceSampler* const sampler =
         side.samples_on_device ? model->backend().sampler() : nullptr;
@@ -221,29 +226,16 @@ void ExpectSame(const std::vector<StepResult>& a,
   }
 }
 
-class CudaStepTest : public testing::TestWithParam<bool> {
- protected:
-  TestSequence Prompt(int num_tokens, uint32_t seed, int num_outputs) {
-    TestSequence prompt =
-        two_.model->NewSequence(num_tokens, seed, num_tokens + num_outputs);
-    std::replace(prompt.tokens.begin(), prompt.tokens.end(), kSickToken, 8);
-    return prompt;
-  }
+TestSequence NewPrompt(Side& side, int num_tokens, uint32_t seed,
+                       int num_outputs) {
+  TestSequence prompt =
+      side.model->NewSequence(num_tokens, seed, num_tokens + num_outputs);
+  std::replace(prompt.tokens.begin(), prompt.tokens.end(), kSickToken, 8);
+  return prompt;
+}
 
-  static SideOptions OnDevice(int max_steps_in_flight) {
-    return {max_steps_in_flight, /*samples_on_device=*/true, GetParam()};
-  }
-
-  Side one_{SideOptions{}};
-  Side two_{OnDevice(2)};
-};
-
-INSTANTIATE_TEST_SUITE_P(Devices, CudaStepTest, testing::Bool(),
-                         [](const auto& test) {
-                           return test.param ? "Late" : "Early";
-                         });
-
-TEST_P(CudaStepTest, TwoStepsInFlightGiveTheTokensOfTheHost) {
+// A sequence for each way to choose a token, in blocks of `side`.
+std::vector<Life> LivesOfEveryKind(Side& side) {
   std::vector<Life> lives = {
       {.params = {.temperature = 0.0f}},
       {.params = {.seed = 1}, .num_logprobs = 3},
@@ -265,11 +257,36 @@ TEST_P(CudaStepTest, TwoStepsInFlightGiveTheTokensOfTheHost) {
     life.slot = static_cast<SlotId>(i);
     life.first_step = static_cast<int>(i % 3);
     life.num_outputs = 8;
-    life.prompt = Prompt(1 + 3 * static_cast<int>(i), i, life.num_outputs);
+    life.prompt =
+        NewPrompt(side, 1 + 3 * static_cast<int>(i), i, life.num_outputs);
   }
   lives[6].params.min_tokens = 4;
   lives[6].params.suppressed_tokens = {1, 2, 3, 40};
-  lives[7].allowed_tokens.assign((two_.vocab_size() + 31) / 32, 0x0f0f0f0fu);
+  lives[7].allowed_tokens.assign((side.vocab_size() + 31) / 32, 0x0f0f0f0fu);
+  return lives;
+}
+
+class CudaStepTest : public testing::TestWithParam<bool> {
+ protected:
+  TestSequence Prompt(int num_tokens, uint32_t seed, int num_outputs) {
+    return NewPrompt(two_, num_tokens, seed, num_outputs);
+  }
+
+  static SideOptions OnDevice(int max_steps_in_flight) {
+    return {max_steps_in_flight, /*samples_on_device=*/true, GetParam()};
+  }
+
+  Side one_{SideOptions{}};
+  Side two_{OnDevice(2)};
+};
+
+INSTANTIATE_TEST_SUITE_P(Devices, CudaStepTest, testing::Bool(),
+                         [](const auto& test) {
+                           return test.param ? "Late" : "Early";
+                         });
+
+TEST_P(CudaStepTest, TwoStepsInFlightGiveTheTokensOfTheHost) {
+  const std::vector<Life> lives = LivesOfEveryKind(two_);
   const std::vector<StepResult> expected = RunSteps(lives, one_);
   ExpectSame(RunSteps(lives, two_), expected);
   EXPECT_GT(two_.device.num_replays, 0);
@@ -277,6 +294,18 @@ TEST_P(CudaStepTest, TwoStepsInFlightGiveTheTokensOfTheHost) {
   // As with overlap off.
   Side one_on_device(OnDevice(1));
   ExpectSame(RunSteps(lives, one_on_device), expected);
+}
+
+// Both sides are on the device: the same logits, two samplers.
+TEST(CudaStepOnDeviceTest, TwoStepsInFlightGiveTheTokensOfTheHost) {
+  if (const auto cuda = CreateBackend({.device = "cuda"}); !cuda.ok()) {
+    GTEST_SKIP() << cuda.status().message();
+  }
+  Side one({.emulated = false});
+  Side two(
+      {.max_steps_in_flight = 2, .samples_on_device = true, .emulated = false});
+  const std::vector<Life> lives = LivesOfEveryKind(two);
+  ExpectSame(RunSteps(lives, two), RunSteps(lives, one));
 }
 
 TEST_P(CudaStepTest, ARowThatIsNotFiniteEndsAlone) {
