@@ -48,7 +48,7 @@ Result Prepare(const Layer& layer, const std::vector<float>& x,
   result.gates.assign(tokens * layer.shape.experts, kNan);
   result.scales.assign(tokens, kNan);
   result.halves.assign(tokens * padded, FloatToHalf(kNan));
-  RunEmulated(cuda::PrepareHalves{.input = layer.Input(x),
+  RunEmulated(cuda::PrepareHalves{.input = InputOf(layer, x),
                                   .tokens = tokens,
                                   .halves = result.halves.data(),
                                   .scales = result.scales.data(),
@@ -142,7 +142,7 @@ TEST(CudaFastBinaryMosTest, EveryNumberOfTokensIsNearTheReference) {
   const Layer layer({.in = 520, .out = 70, .bias = true});
   for (const int64_t tokens : {1, 65, 127, 128, 255}) {
     SCOPED_TRACE(tokens);
-    const std::vector<float> x = Inputs(tokens * 520);
+    const std::vector<float> x = RandomInputs(tokens * 520);
     ExpectNear(Apply(layer, x).y, Expected(layer, x), 70);
   }
 }
@@ -155,7 +155,7 @@ TEST(CudaFastBinaryMosTest, OddShapesAreNearTheReference) {
         SCOPED_TRACE(testing::Message()
                      << in << " to " << out << ", " << static_cast<int>(width));
         const Layer layer({.in = in, .out = out});
-        const std::vector<float> x = Inputs(33 * in);
+        const std::vector<float> x = RandomInputs(33 * in);
         ExpectNear(Apply(layer, x, {.width = width}).y, Expected(layer, x),
                    33 * out);
       }
@@ -168,18 +168,18 @@ TEST(CudaFastBinaryMosTest, EveryNumberOfExpertsIsNearTheReference) {
     for (const Width width : kAllWidths) {
       SCOPED_TRACE(experts);
       const Layer layer({.in = 264, .out = 70, .experts = experts});
-      const std::vector<float> x = Inputs(3 * 264);
+      const std::vector<float> x = RandomInputs(3 * 264);
       ExpectNear(Apply(layer, x, {.width = width}).y, Expected(layer, x), 70);
     }
   }
   const Layer layer({.in = 264, .out = 70, .experts = 1, .gate = false});
-  const std::vector<float> x = Inputs(3 * 264);
+  const std::vector<float> x = RandomInputs(3 * 264);
   ExpectNear(Apply(layer, x).y, Expected(layer, x), 70);
 }
 
 TEST(CudaFastBinaryMosTest, OutliersAndMassiveActivationsAreNearTheReference) {
   const Layer layer({.in = 1000, .out = 130});
-  std::vector<float> x = Inputs(5 * 1000);
+  std::vector<float> x = RandomInputs(5 * 1000);
   for (int i = 0; i < 8; ++i) x[1 * 1000 + 111 * i] *= 50;
   x[2 * 1000 + 7] = 2000;
   x[3 * 1000 + 999] = -1e7f;
@@ -213,12 +213,12 @@ TEST(CudaFastBinaryMosTest, ZerosGiveTheBias) {
 
 TEST(CudaFastBinaryMosTest, WidthOrderPlaceAndNeighboursDoNotChangeABit) {
   const Layer layer({.in = 520, .out = 130, .bias = true});
-  const std::vector<float> row = Inputs(520, 3);
+  const std::vector<float> row = RandomInputs(520, 3);
   const std::vector<float> alone = Apply(layer, row).y;
   for (const Width width : kAllWidths) {
     for (const EmulatedOrder order :
          {EmulatedOrder::kAscending, EmulatedOrder::kDescending}) {
-      std::vector<float> x = Inputs(140 * 520);
+      std::vector<float> x = RandomInputs(140 * 520);
       for (const int64_t place : {0, 77, 139}) {
         std::copy(row.begin(), row.end(), x.begin() + place * 520);
       }
@@ -238,7 +238,7 @@ TEST(CudaFastBinaryMosTest, NotFiniteTokenLeavesItsNeighboursUntouched) {
     const Layer layer(
         {.in = 264, .out = 65, .experts = gate ? 4 : 1, .gate = gate});
     for (const float bad : {kNan, kInf, -kInf}) {
-      std::vector<float> x = Inputs(3 * 264);
+      std::vector<float> x = RandomInputs(3 * 264);
       std::vector<float> expected = Apply(layer, x).y;
       x[264 + 263] = bad;
       std::fill_n(expected.begin() + 65, 65, kNan);
@@ -250,8 +250,8 @@ TEST(CudaFastBinaryMosTest, NotFiniteTokenLeavesItsNeighboursUntouched) {
 TEST(CudaFastBinaryMosTest, AccumulateAddsToWhatIsThere) {
   for (const bool bias : {true, false}) {
     const Layer layer({.in = 264, .out = 100, .bias = bias});
-    const std::vector<float> x = Inputs(5 * 264);
-    const std::vector<float> before = Inputs(5 * 100, 99);
+    const std::vector<float> x = RandomInputs(5 * 264);
+    const std::vector<float> before = RandomInputs(5 * 100, 99);
     std::vector<float> expected = Apply(layer, x).y;
     for (size_t i = 0; i < expected.size(); ++i) expected[i] += before[i];
     for (const Width width : kAllWidths) {
@@ -267,7 +267,7 @@ TEST(CudaFastBinaryMosTest, NothingPastTheOutputIsWritten) {
   for (const Width width : kAllWidths) {
     const std::vector<float> before(9 * 33 + 300, 12345.0f);
     const std::vector<float> y =
-        Apply(layer, Inputs(9 * 264), {.width = width, .y = before}).y;
+        Apply(layer, RandomInputs(9 * 264), {.width = width, .y = before}).y;
     for (size_t i = 9 * 33; i < y.size(); ++i) ASSERT_EQ(y[i], 12345.0f);
   }
 }

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <random>
 #include <span>
 #include <string>
 #include <vector>
@@ -86,7 +85,7 @@ Result Apply(const Layer& layer, const std::vector<float>& x,
   result.y.resize(tokens * layer.shape.out, kNan);
   RunEmulated(
       cuda::PrepareBinaryMos{
-          .input = layer.Input(x),
+          .input = InputOf(layer, x),
           .qmax = static_cast<float>((1 << (options.bits - 1)) - 1),
           .num_parts = options.parts,
           .layout = {tokens, shape.num_slices(), num_planes},
@@ -207,14 +206,14 @@ TEST(CudaBinaryMosLinearTest, EveryNumberOfTokensMatchesTheReference) {
   const Layer layer({.in = 520, .out = 70, .bias = true});
   for (const int64_t tokens : {1, 2, 3, 7, 8, 9, 12, 13, 16, 17, 64, 255}) {
     SCOPED_TRACE(tokens);
-    ExpectReference(layer, Inputs(tokens * 520));
+    ExpectReference(layer, RandomInputs(tokens * 520));
   }
 }
 
 TEST(CudaBinaryMosLinearTest, AWholePromptMatchesTheReference) {
   // The other two are as these, but for how rows are shared.
   constexpr Batch kBatches[] = {Batch::k32Rows, Batch::kWarpgroupsInParts};
-  ExpectReference(Layer({.in = 256, .out = 3}), Inputs(4096 * 256), {},
+  ExpectReference(Layer({.in = 256, .out = 3}), RandomInputs(4096 * 256), {},
                   kBatches);
 }
 
@@ -224,7 +223,8 @@ TEST(CudaBinaryMosLinearTest, OddShapesMatchTheReference) {
       for (const int64_t tokens : {1, 3}) {
         SCOPED_TRACE(testing::Message()
                      << in << " to " << out << ", " << tokens << " tokens");
-        ExpectReference(Layer({.in = in, .out = out}), Inputs(tokens * in));
+        ExpectReference(Layer({.in = in, .out = out}),
+                        RandomInputs(tokens * in));
       }
     }
   }
@@ -235,7 +235,7 @@ TEST(CudaBinaryMosLinearTest, TheDepthsOfLlamaMatchTheReference) {
   for (const int64_t in : {4096, 11008, 5120, 13824}) {
     for (const int64_t tokens : {1, 2}) {
       SCOPED_TRACE(testing::Message() << in << ", " << tokens << " tokens");
-      ExpectReference(Layer({.in = in, .out = 33}), Inputs(tokens * in));
+      ExpectReference(Layer({.in = in, .out = 33}), RandomInputs(tokens * in));
     }
   }
 }
@@ -245,7 +245,7 @@ TEST(CudaBinaryMosLinearTest, EveryNumberOfBitsMatchesTheReference) {
   for (const int bits : {8, 12, 14, 16}) {
     for (const int64_t tokens : {1, 5}) {
       SCOPED_TRACE(testing::Message() << bits << " bits, " << tokens);
-      ExpectReference(layer, Inputs(tokens * 1000), {.bits = bits});
+      ExpectReference(layer, RandomInputs(tokens * 1000), {.bits = bits});
     }
   }
 }
@@ -254,10 +254,10 @@ TEST(CudaBinaryMosLinearTest, EveryNumberOfExpertsMatchesTheReference) {
   for (const int experts : {1, 2, 4, 8, 9, 17, 64}) {
     SCOPED_TRACE(experts);
     ExpectReference(Layer({.in = 520, .out = 70, .experts = experts}),
-                    Inputs(3 * 520));
+                    RandomInputs(3 * 520));
   }
   ExpectReference(Layer({.in = 520, .out = 70, .experts = 1, .gate = false}),
-                  Inputs(3 * 520));
+                  RandomInputs(3 * 520));
 }
 
 TEST(CudaBinaryMosLinearTest, PartsAndOrdersDoNotMatter) {
@@ -269,7 +269,7 @@ TEST(CudaBinaryMosLinearTest, PartsAndOrdersDoNotMatter) {
         SCOPED_TRACE(testing::Message()
                      << tokens << " tokens, " << parts << " parts, order "
                      << static_cast<int>(order));
-        ExpectReference(layer, Inputs(tokens * 2600),
+        ExpectReference(layer, RandomInputs(tokens * 2600),
                         {.parts = parts, .order = order});
       }
     }
@@ -278,12 +278,12 @@ TEST(CudaBinaryMosLinearTest, PartsAndOrdersDoNotMatter) {
 
 TEST(CudaBinaryMosLinearTest, ATokenDoesNotDependOnItsNeighbours) {
   const Layer layer({.in = 520, .out = 65});
-  const std::vector<float> row = Inputs(520, 3);
+  const std::vector<float> row = RandomInputs(520, 3);
   const std::vector<float> alone = Apply(layer, row).y;
   for (const int64_t tokens : {2, 8, 13, 40}) {
     for (const int64_t place : {int64_t{0}, tokens / 2, tokens - 1}) {
       SCOPED_TRACE(testing::Message() << place << " of " << tokens);
-      std::vector<float> x = Inputs(tokens * 520);
+      std::vector<float> x = RandomInputs(tokens * 520);
       std::copy(row.begin(), row.end(), x.begin() + place * 520);
       for (const Batch batch : kAllBatches) {
         const std::vector<float> y = Apply(layer, x, {.batch = batch}).y;
@@ -314,7 +314,7 @@ TEST(CudaBinaryMosLinearTest, OutliersMatchTheReference) {
   for (const float factor : {0.0f, 1e-45f, 1e-38f, 1e-31f, 1e-29f, 1e30f}) {
     for (const int64_t tokens : {1, 2}) {
       SCOPED_TRACE(factor);
-      std::vector<float> x = Inputs(tokens * 1000);
+      std::vector<float> x = RandomInputs(tokens * 1000);
       for (int64_t k = 0; k < 600; ++k) x[k] *= factor;
       x[700] = 2000.0f;
       ExpectReference(layer, x);
@@ -329,7 +329,7 @@ TEST(CudaBinaryMosLinearTest, NotFiniteTokenLeavesItsNeighboursUntouched) {
     for (const float bad : {kNan, kInf, -kInf}) {
       for (const int64_t tokens : {1, 3, 9}) {
         SCOPED_TRACE(testing::Message() << bad << ", gate " << gate);
-        std::vector<float> x = Inputs(tokens * 1000);
+        std::vector<float> x = RandomInputs(tokens * 1000);
         std::vector<float> expected = Expected(layer, x).y;
         const int64_t bad_token = tokens / 2;
         x[bad_token * 1000 + 999] = bad;
@@ -346,8 +346,8 @@ TEST(CudaBinaryMosLinearTest, AccumulateAddsToWhatIsThere) {
   for (const bool bias : {true, false}) {
     for (const int64_t tokens : {1, 5}) {
       const Layer layer({.in = 264, .out = 100, .bias = bias});
-      const std::vector<float> x = Inputs(tokens * 264);
-      const std::vector<float> before = Inputs(tokens * 100, 99);
+      const std::vector<float> x = RandomInputs(tokens * 264);
+      const std::vector<float> before = RandomInputs(tokens * 100, 99);
       std::vector<float> expected = Expected(layer, x).y;
       for (size_t i = 0; i < expected.size(); ++i) {
         expected[i] = before[i] + expected[i];
@@ -367,8 +367,9 @@ TEST(CudaBinaryMosLinearTest, NothingPastTheOutputIsWritten) {
   for (const int64_t tokens : {1, 9}) {
     std::vector<float> before(tokens * 33 + 64, 12345.0f);
     for (const Batch batch : kAllBatches) {
-      const std::vector<float> y =
-          Apply(layer, Inputs(tokens * 264), {.batch = batch, .y = before}).y;
+      const std::vector<float> y = Apply(layer, RandomInputs(tokens * 264),
+                                         {.batch = batch, .y = before})
+                                       .y;
       for (size_t i = tokens * 33; i < y.size(); ++i) EXPECT_EQ(y[i], 12345.0f);
     }
   }
@@ -385,7 +386,7 @@ TEST(CudaFusedBinaryMosTest, TheShapesOfLlamaMatchTwoLaunches) {
   for (const auto& each : cases) {
     SCOPED_TRACE(testing::Message() << each.in << " to " << each.out);
     const Layer layer({.in = each.in, .out = each.out});
-    const std::vector<float> x = Inputs(each.in);
+    const std::vector<float> x = RandomInputs(each.in);
     ExpectSameBits(ApplyFused({&layer}, x, each.clusters, {{}})[0].y,
                    Apply(layer, x).y);
   }
@@ -395,7 +396,7 @@ TEST(CudaFusedBinaryMosTest, LayersOfOneLaunchDoNotMixUp) {
   const Layer q({.in = 1000, .out = 200, .bias = true});
   const Layer k({.in = 1000, .out = 70, .experts = 2});
   const Layer v({.in = 1000, .out = 33, .experts = 1, .gate = false});
-  const std::vector<float> x = Inputs(1000);
+  const std::vector<float> x = RandomInputs(1000);
   for (const int clusters : {1, 3, 4, 7, 16, 100}) {
     for (const EmulatedOrder order :
          {EmulatedOrder::kAscending, EmulatedOrder::kDescending}) {
@@ -415,8 +416,8 @@ TEST(CudaFusedBinaryMosTest, LayersOfOneLaunchDoNotMixUp) {
 TEST(CudaFusedBinaryMosTest, AccumulateAddsToWhatIsThereAndOnlyThere) {
   for (const bool bias : {true, false}) {
     const Layer layer({.in = 264, .out = 100, .bias = bias});
-    const std::vector<float> x = Inputs(264);
-    std::vector<float> before = Inputs(100, 99);
+    const std::vector<float> x = RandomInputs(264);
+    std::vector<float> before = RandomInputs(100, 99);
     std::vector<float> expected = Expected(layer, x).y;
     for (size_t i = 0; i < 100; ++i) expected[i] = before[i] + expected[i];
     before.resize(164, 12345.0f);
@@ -433,7 +434,7 @@ TEST(CudaFusedBinaryMosTest, AnInputThatIsNotFiniteMakesTheOutputNan) {
         {.in = 2600, .out = 100, .experts = gate ? 4 : 1, .gate = gate});
     for (const float bad : {kNan, kInf, -kInf}) {
       for (const int64_t place : {0, 2599}) {
-        std::vector<float> x = Inputs(2600);
+        std::vector<float> x = RandomInputs(2600);
         x[place] = bad;
         ExpectSameBits(ApplyFused({&layer}, x, 2, {{}})[0].y,
                        std::vector<float>(100, kNan));

@@ -7,13 +7,13 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "engine/core/float16.h"
 #include "engine/core/thread_pool.h"
 #include "engine/kernels/reference/binary_mos_linear.h"
+#include "tests/engine/kernels/binary_mos_layer.h"
 
 namespace binarymos {
 namespace {
@@ -23,74 +23,12 @@ using cpu::BinaryMosPath;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-struct LayerShape {
-  int64_t in = 0;
-  int64_t out = 0;
-  int experts = 4;
-  bool gate = true;
-  bool bias = false;
-};
-
-// A random layer as a checkpoint would hold it.
-class Layer {
- public:
-  explicit Layer(const LayerShape& shape, uint32_t seed = 1)
-      : shape_(shape), random_(seed) {
-    std::uniform_int_distribution<int> byte(0, 255);
-    sign_.resize(shape.out * shape.in / 8);
-    for (uint8_t& bits : sign_) bits = static_cast<uint8_t>(byte(random_));
-    gate_ = Halves(shape.experts * shape.in, 0.0f, 0.05f);
-    in_scale_ = Halves(shape.experts * shape.in, 0.5f, 0.2f);
-    out_scale_ = Halves(shape.experts * shape.out, 0.3f, 0.1f);
-    bias_ = Halves(shape.out, 0.0f, 1.0f);
-  }
-
-  reference::BinaryMosWeights weights() const {
-    const int64_t experts = shape_.experts;
-    reference::BinaryMosWeights weights;
-    weights.sign = {sign_.data(), DType::kU8, {shape_.out, shape_.in / 8}};
-    if (shape_.gate) {
-      weights.gate = {gate_.data(), DType::kF16, {experts, shape_.in}};
-    }
-    weights.in_scale = {in_scale_.data(), DType::kF16, {experts, shape_.in}};
-    weights.out_scale = {out_scale_.data(), DType::kF16, {experts, shape_.out}};
-    if (shape_.bias) weights.bias = {bias_.data(), DType::kF16, {shape_.out}};
-    return weights;
-  }
-
-  cpu::PackedBinaryMos Pack() const {
-    const reference::BinaryMosWeights w = weights();
-    auto packed = cpu::PackedBinaryMos::Pack(
-        {w.sign, w.gate, w.in_scale, w.out_scale, w.bias});
-    EXPECT_TRUE(packed.ok()) << packed.status();
-    return *std::move(packed);
-  }
-
-  const LayerShape& shape() const { return shape_; }
-
- private:
-  std::vector<uint16_t> Halves(int64_t count, float mean, float deviation) {
-    std::normal_distribution<float> normal(mean, deviation);
-    std::vector<uint16_t> halves(count);
-    for (uint16_t& half : halves) half = FloatToHalf(normal(random_));
-    return halves;
-  }
-
-  LayerShape shape_;
-  std::mt19937 random_;
-  std::vector<uint8_t> sign_;
-  std::vector<uint16_t> gate_;
-  std::vector<uint16_t> in_scale_;
-  std::vector<uint16_t> out_scale_;
-  std::vector<uint16_t> bias_;
-};
-
-std::vector<float> RandomInputs(int64_t count, uint32_t seed = 7) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> x(count);
-  for (float& value : x) value = normal(random);
-  return x;
+cpu::PackedBinaryMos Pack(const Layer& layer) {
+  const reference::BinaryMosWeights w = layer.weights();
+  auto packed = cpu::PackedBinaryMos::Pack(
+      {w.sign, w.gate, w.in_scale, w.out_scale, w.bias});
+  EXPECT_TRUE(packed.ok()) << packed.status();
+  return *std::move(packed);
 }
 
 ConstTensorView Rows(const std::vector<float>& x, int64_t in) {
@@ -147,7 +85,7 @@ void ExpectSameBits(const std::vector<float>& actual,
 std::vector<float> Quantized(const Layer& layer, const std::vector<float>& x,
                              int bits = 14) {
   return reference::QuantizedBinaryMosLinear(layer.weights(),
-                                             Rows(x, layer.shape().in), bits)
+                                             Rows(x, layer.shape.in), bits)
       .y;
 }
 
@@ -193,7 +131,7 @@ TEST_P(BinaryMosLinearTest, EveryShapeMatchesTheQuantizedReferenceBitForBit) {
       const Layer layer({.in = in, .out = out});
       const int64_t rows = in * out > 1'000'000 ? 2 : 3;
       const std::vector<float> x = RandomInputs(rows * in);
-      ExpectSameBits(Apply(layer.Pack(), x, With()), Quantized(layer, x));
+      ExpectSameBits(Apply(Pack(layer), x, With()), Quantized(layer, x));
     }
   }
 }
@@ -203,18 +141,18 @@ TEST_P(BinaryMosLinearTest, EveryNumberOfExpertsMatchesTheQuantizedReference) {
     SCOPED_TRACE(experts);
     const Layer layer({.in = 520, .out = 70, .experts = experts});
     const std::vector<float> x = RandomInputs(5 * 520);
-    ExpectSameBits(Apply(layer.Pack(), x, With()), Quantized(layer, x));
+    ExpectSameBits(Apply(Pack(layer), x, With()), Quantized(layer, x));
   }
   const Layer without_gate({.in = 520, .out = 70, .experts = 1, .gate = false});
   const std::vector<float> x = RandomInputs(5 * 520);
-  ExpectSameBits(Apply(without_gate.Pack(), x, With()),
+  ExpectSameBits(Apply(Pack(without_gate), x, With()),
                  Quantized(without_gate, x));
 }
 
 TEST_P(BinaryMosLinearTest, EveryNumberOfBitsMatchesTheQuantizedReference) {
   const Layer layer({.in = 1000, .out = 100, .bias = true});
   const std::vector<float> x = RandomInputs(3 * 1000);
-  const cpu::PackedBinaryMos packed = layer.Pack();
+  const cpu::PackedBinaryMos packed = Pack(layer);
   for (const int bits : {8, 12, 14, 16}) {
     SCOPED_TRACE(bits);
     ExpectSameBits(Apply(packed, x, With({.bits = bits})),
@@ -227,7 +165,7 @@ TEST_P(BinaryMosLinearTest, EveryNumberOfBitsMatchesTheQuantizedReference) {
 TEST_P(BinaryMosLinearTest, LargestSumsMatchTheQuantizedReference) {
   const Layer layer(
       {.in = 768, .out = 96, .experts = 1, .gate = false, .bias = true});
-  const int64_t in = layer.shape().in;
+  const int64_t in = layer.shape.in;
   Layer flat = layer;
   std::vector<uint16_t> ones(in, FloatToHalf(1.0f));
   reference::BinaryMosWeights weights = flat.weights();
@@ -265,7 +203,7 @@ TEST_P(BinaryMosLinearTest, LargestSumsMatchTheQuantizedReference) {
 // Every batch size, with two of the numbers of threads.
 TEST_P(BinaryMosLinearTest, RowDoesNotDependOnBatchOrThreads) {
   const Layer layer({.in = 520, .out = 200, .bias = true});
-  const cpu::PackedBinaryMos packed = layer.Pack();
+  const cpu::PackedBinaryMos packed = Pack(layer);
   const std::vector<float> all = RandomInputs(64 * 520);
   for (const int bits : {14, 16}) {
     const std::vector<float> expected = Quantized(layer, all, bits);
@@ -286,7 +224,7 @@ TEST_P(BinaryMosLinearTest, RowDoesNotDependOnBatchOrThreads) {
 // More strips than one task takes, and a last task and strip that are smaller.
 TEST_P(BinaryMosLinearTest, ManyStripsMatchTheQuantizedReference) {
   const Layer layer({.in = 776, .out = 2100});
-  const cpu::PackedBinaryMos packed = layer.Pack();
+  const cpu::PackedBinaryMos packed = Pack(layer);
   for (const int64_t rows : {1, 2, 9}) {
     const std::vector<float> x = RandomInputs(rows * 776);
     const std::vector<float> expected = Quantized(layer, x);
@@ -299,7 +237,7 @@ TEST_P(BinaryMosLinearTest, ManyStripsMatchTheQuantizedReference) {
 
 TEST_P(BinaryMosLinearTest, RowDoesNotDependOnItsNeighbours) {
   const Layer layer({.in = 520, .out = 65});
-  const cpu::PackedBinaryMos packed = layer.Pack();
+  const cpu::PackedBinaryMos packed = Pack(layer);
   const std::vector<float> row = RandomInputs(520, 3);
   const std::vector<float> alone = Apply(packed, row, With());
   std::vector<float> x = RandomInputs(40 * 520);
@@ -314,7 +252,7 @@ TEST_P(BinaryMosLinearTest, RowDoesNotDependOnItsNeighbours) {
 
 TEST_P(BinaryMosLinearTest, ErrorAgainstDoubleIsWithinTheBound) {
   const Layer layer({.in = 4096, .out = 96, .bias = true});
-  const cpu::PackedBinaryMos packed = layer.Pack();
+  const cpu::PackedBinaryMos packed = Pack(layer);
   std::vector<std::pair<std::string, std::vector<float>>> inputs;
   inputs.emplace_back("normal", RandomInputs(2 * 4096));
   // A few channels 20 times the rest, as in trained models.
@@ -346,7 +284,7 @@ TEST_P(BinaryMosLinearTest, EveryOutputIsWrittenAndNothingElse) {
     for (const int64_t rows : {1, 2, 33}) {
       SCOPED_TRACE(testing::Message() << out << " outputs, " << rows);
       const Layer layer({.in = 264, .out = out});
-      const cpu::PackedBinaryMos packed = layer.Pack();
+      const cpu::PackedBinaryMos packed = Pack(layer);
       std::vector<float> padded(rows * out + 64, 12345.0f);
       const std::vector<float> x = RandomInputs(rows * 264);
       const std::vector<float> y =
@@ -363,7 +301,7 @@ TEST_P(BinaryMosLinearTest, NotFiniteRowLeavesItsNeighboursUntouched) {
   for (const bool gate : {true, false}) {
     const Layer layer(
         {.in = 1000, .out = 100, .experts = gate ? 4 : 1, .gate = gate});
-    const cpu::PackedBinaryMos packed = layer.Pack();
+    const cpu::PackedBinaryMos packed = Pack(layer);
     for (const float bad : {kNan, kInf, -kInf}) {
       for (const int64_t rows : {1, 3}) {
         SCOPED_TRACE(testing::Message() << bad << ", gate " << gate);
@@ -398,7 +336,7 @@ TEST_P(BinaryMosLinearTest, OverflowOfTheScaledInputGivesNan) {
 
 TEST_P(BinaryMosLinearTest, ExtremeMagnitudesMatchTheQuantizedReference) {
   const Layer layer({.in = 1000, .out = 40, .experts = 1, .gate = false});
-  const cpu::PackedBinaryMos packed = layer.Pack();
+  const cpu::PackedBinaryMos packed = Pack(layer);
   for (const float factor : {0.0f, 1e-45f, 1e-38f, 1e-31f, 1e-29f, 1e30f}) {
     SCOPED_TRACE(factor);
     std::vector<float> x = RandomInputs(2 * 1000);
@@ -413,7 +351,7 @@ TEST_P(BinaryMosLinearTest, ZeroInputGivesTheBias) {
   const reference::BinaryMosWeights weights = layer.weights();
   const auto bias = weights.bias.span<uint16_t>();
   const std::vector<float> y =
-      Apply(layer.Pack(), std::vector<float>(264), With());
+      Apply(Pack(layer), std::vector<float>(264), With());
   for (int64_t o = 0; o < 50; ++o) EXPECT_EQ(y[o], HalfToFloat(bias[o]));
 }
 
@@ -427,7 +365,7 @@ TEST_P(BinaryMosLinearTest, AccumulateAddsToWhatIsThere) {
       expected[i] = before[i] + expected[i];
     }
     ExpectSameBits(
-        Apply(layer.Pack(), x, With({.accumulate = true, .y = before})),
+        Apply(Pack(layer), x, With({.accumulate = true, .y = before})),
         expected);
   }
 }
@@ -441,7 +379,7 @@ TEST_P(BinaryMosLinearTest, GateSumsAreAddedOverRows) {
   std::vector<float> expected = {1.0f, 2.0f, 3.0f, 4.0f};
   for (size_t i = 0; i < gates.size(); ++i) expected[i % 4] += gates[i];
   std::vector<float> sums = {1.0f, 2.0f, 3.0f, 4.0f};
-  Apply(layer.Pack(), x, With({.threads = 4, .gate_sums = sums.data()}));
+  Apply(Pack(layer), x, With({.threads = 4, .gate_sums = sums.data()}));
   ExpectSameBits(sums, expected);
 
   const std::vector<double> exact =
@@ -455,9 +393,9 @@ TEST(PackedBinaryMosTest, HoldsAboutOneBitPerWeight) {
   const Layer layer({.in = 4096, .out = 1376, .bias = true});
   const size_t signs = 1376 / 8 * 4096;
   const size_t vectors = 2 * (4 * 4096 * 2 + 4 * 1376 + 1376);
-  EXPECT_GE(layer.Pack().bytes(), signs + vectors);
+  EXPECT_GE(Pack(layer).bytes(), signs + vectors);
   // Rows are padded to a multiple of 64, vectors to 64 bytes.
-  EXPECT_LE(layer.Pack().bytes(), signs + vectors + 32 * 4096 / 8 + 5 * 64);
+  EXPECT_LE(Pack(layer).bytes(), signs + vectors + 32 * 4096 / 8 + 5 * 64);
 }
 
 TEST(PackedBinaryMosTest, NeedsNoAlignmentAndNoSourceAfterwards) {
