@@ -345,9 +345,7 @@ void Sampler::AddSequence(SlotId slot, const SequenceInit& init) {
   sequence.params = params;
   sequence.sample_index = init.sample_index;
   sequence.num_generated = static_cast<int>(init.output.size());
-  sequence.keeps_history = params.repetition_penalty != 1.0f ||
-                           params.presence_penalty != 0.0f ||
-                           params.frequency_penalty != 0.0f;
+  sequence.keeps_history = params.has_penalties();
   if (!sequence.keeps_history) return;
   sequence.seen_counts.resize(vocab_size_);
   for (TokenId token : init.prompt) See(sequence, token, /*is_output=*/false);

@@ -31,6 +31,12 @@ struct SamplingParams {
   // While fewer tokens were generated, `suppressed_tokens` are not sampled.
   int32_t min_tokens = 0;
   std::vector<TokenId> suppressed_tokens;  // EOS (unless ignored), stop ids
+
+  // Whether it matters which tokens were seen.
+  bool has_penalties() const {
+    return repetition_penalty != 1.0f || presence_penalty != 0.0f ||
+           frequency_penalty != 0.0f;
+  }
 };
 
 }  // namespace binarymos

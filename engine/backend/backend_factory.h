@@ -31,8 +31,9 @@ struct BackendOptions {
   // CUDA: record steps of a token per sequence and replay them. Changes no bit.
   bool cuda_graphs = true;
   // CUDA, where the device can: a binary linear of one token in one launch of
-  // clusters; kernels that begin before the one ahead of them has ended.
-  // None changes a bit.
+  // clusters; kernels that begin before the one ahead of them has ended; binary
+  // linears of several tokens by the instruction of a warpgroup. None changes a
+  // bit.
   bool cuda_clusters = true;
   bool cuda_overlap = true;
   bool cuda_wgmma = false;

@@ -94,7 +94,8 @@ class CudaDriver {
   virtual absl::Status AwaitMark(int mark) = 0;
 
   // The device's clock: from where StartTimer was enqueued last to where
-  // StopTimer was. TimerSeconds REQUIRES Synchronize after both.
+  // StopTimer was. TimerSeconds REQUIRES Synchronize after both, or AwaitMark
+  // of a mark behind them.
   virtual absl::Status StartTimer() = 0;  // enqueued
   virtual absl::Status StopTimer() = 0;   // enqueued
   virtual absl::StatusOr<double> TimerSeconds() = 0;

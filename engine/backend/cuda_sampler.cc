@@ -23,9 +23,6 @@ T* As(const Buffer& buffer) {
 
 cuda::SampleSlot StateOf(const SequenceInit& init) {
   const SamplingParams& params = *init.sampling;
-  const bool keeps_history = params.repetition_penalty != 1.0f ||
-                             params.presence_penalty != 0.0f ||
-                             params.frequency_penalty != 0.0f;
   return {.temperature = params.temperature,
           .top_k = params.top_k,
           .top_p = params.top_p,
@@ -37,7 +34,7 @@ cuda::SampleSlot StateOf(const SequenceInit& init) {
           .seed = params.seed,
           .sample_index = init.sample_index,
           .num_generated = static_cast<int32_t>(init.output.size()),
-          .keeps_history = keeps_history ? 1 : 0,
+          .keeps_history = params.has_penalties() ? 1 : 0,
           .suppresses = params.suppressed_tokens.empty() ? 0 : 1};
 }
 
