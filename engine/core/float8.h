@@ -20,13 +20,13 @@ inline float E4m3ToFloat(uint8_t code) {
   return std::bit_cast<float>(sign | ((magnitude << 20) + (120u << 23)));
 }
 
-// Rounds to nearest, ties to even; what is larger than 448, infinities too,
-// becomes 448.
+// Rounds to nearest, ties to even; what is larger than 448 becomes 448.
+// Infinities become NaN, so that an overflow stays to be seen.
 inline uint8_t FloatToE4m3(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint8_t>((bits >> 24) & 0x80u);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return sign | 0x7fu;   // NaN
+  if (magnitude >= 0x7f800000u) return sign | 0x7fu;  // not finite
   if (magnitude >= 0x43e00000u) return sign | 0x7eu;  // 448 and more
   if (magnitude < 0x3c800000u) {                      // below 2^-6
     // Adding 2^14 aligns 2^-9 with the float's last bit, so the addition itself

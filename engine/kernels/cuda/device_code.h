@@ -150,10 +150,13 @@ inline uint32_t AndXor(uint32_t a, uint32_t mask, uint32_t flipped) {
       __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201))
 
 BINARYMOS_DEVICE uint8_t ToE4m3(float a) {
+  // Infinity times zero is NaN, which the conversion keeps; it would make 448
+  // of infinity.
+  const float finite_or_nan = Fma(a, 0.0f, a);
   uint16_t pair;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;"
       : "=h"(pair)
-      : "f"(0.0f), "f"(a));
+      : "f"(0.0f), "f"(finite_or_nan));
   return static_cast<uint8_t>(pair);
 }
 BINARYMOS_DEVICE uint32_t E4m3Pair(uint32_t codes) {
@@ -171,8 +174,8 @@ BINARYMOS_DEVICE uint8_t ToE4m3(float a) {
   const uint32_t sign = (bits >> 24) & 0x80u;
   const uint32_t magnitude = bits & 0x7fffffffu;
   uint32_t code;
-  if (magnitude > 0x7f800000u) {
-    code = 0x7f;  // NaN
+  if (magnitude >= 0x7f800000u) {
+    code = 0x7f;  // not finite
   } else if (magnitude >= 0x43e00000u) {
     code = 0x7e;  // 448 and more
   } else if (magnitude < 0x3c800000u) {

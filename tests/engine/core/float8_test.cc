@@ -68,11 +68,17 @@ TEST(Float8Test, TiesGoToTheEvenCodeAndTheRestToTheNearest) {
 }
 
 TEST(Float8Test, WhatIsTooLargeBecomesTheLargest) {
-  for (const float value : {448.0f, 449.0f, 464.0f, 480.0f, 1e30f, kInf}) {
+  for (const float value : {448.0f, 449.0f, 464.0f, 480.0f, 1e30f,
+                            std::numeric_limits<float>::max()}) {
     EXPECT_EQ(FloatToE4m3(value), 0x7e) << value;
     EXPECT_EQ(FloatToE4m3(-value), 0xfe) << value;
   }
-  EXPECT_EQ(FloatToE4m3(std::nanf("")) & 0x7f, 0x7f);
+}
+
+TEST(Float8Test, WhatIsNotFiniteBecomesNan) {
+  for (const float value : {kInf, -kInf, std::nanf("")}) {
+    EXPECT_EQ(FloatToE4m3(value) & 0x7f, 0x7f) << value;
+  }
 }
 
 }  // namespace
