@@ -43,7 +43,8 @@ absl::StatusOr<RunResult> RunThroughServer(Server& server,
   absl::StatusOr<std::string> output = OutputOf(absl::StrCat(
       "'", program.string(), "' bench load --json --server 127.0.0.1:",
       server.grpc_port(), " --streams ", workload.streams, " --prompt-tokens ",
-      workload.prompt_tokens, " --output-tokens ", workload.output_tokens));
+      workload.prompt_tokens, " --common-tokens ", workload.common_tokens,
+      " --output-tokens ", workload.output_tokens, " --seed ", workload.seed));
   if (!output.ok()) return output.status();
   absl::StatusOr<RunResult> result = RunResultFromJson(*output);
   if (result.ok()) result->process_seconds = ProcessCpuSeconds() - cpu_before;
@@ -61,15 +62,15 @@ absl::StatusOr<std::vector<RunResult>> RunSide(const ServeBenchOptions& options,
     config.engine = options.engine;
     config.grpc_port = 0;
     config.http_port = -1;
-    config.log_level = "warn";
     auto started = Server::StartWithEngine(config, *std::move(engine));
     if (!started.ok()) return started.status();
     server = *std::move(started);
   }
   std::vector<RunResult> results;
   for (const int streams : options.streams) {
-    const Workload workload{streams, options.prompt_tokens,
-                            options.output_tokens};
+    Workload workload = options.workload;
+    workload.streams = streams;
+    workload.seed = static_cast<uint32_t>(streams);  // rows share no prompt
     absl::StatusOr<RunResult> result = serve
                                            ? RunThroughServer(*server, workload)
                                            : RunOnEngine(**engine, workload);
@@ -96,6 +97,7 @@ ServeBenchRow Summarize(int streams, const std::vector<RunResult>& engine,
   };
   ServeBenchRow row;
   row.streams = streams;
+  row.num_tokens = serve.front().num_tokens;
   row.engine_tokens_per_second = Median(engine, throughput);
   row.serve_tokens_per_second = Median(serve, throughput);
   row.engine_cpu_per_token = Median(engine, cpu);

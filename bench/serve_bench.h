@@ -13,15 +13,15 @@ namespace binarymos {
 
 struct ServeBenchOptions {
   EngineOptions engine;
-  std::vector<int> streams = {1, 16};
-  int prompt_tokens = 16;
-  int output_tokens = 64;
-  int repeats = 5;  // of each side, alternating
+  std::vector<int> streams = {1, 16};  // a row for each
+  Workload workload;                   // but for streams and seed
+  int repeats = 5;                     // of each side, alternating
 };
 
 // Medians over the repeats.
 struct ServeBenchRow {
   int streams = 0;
+  int64_t num_tokens = 0;  // generated in one run, all streams
   double engine_tokens_per_second = 0;
   double serve_tokens_per_second = 0;
   double engine_cpu_per_token = 0;  // seconds, process with the engine

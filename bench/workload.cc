@@ -36,12 +36,13 @@ std::vector<TokenId> PromptTokens(const Workload& workload, int stream,
                                   int vocab_size) {
   constexpr TokenId kFirstOrdinary = 3;  // after <unk>, <s>, </s>
   std::vector<TokenId> tokens(workload.prompt_tokens);
-  const auto seed = [](int number) {
-    return 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(number + 1);
+  // Number 0 is the prefix in common, and the first stream's own tokens.
+  const auto state_of = [seed = uint64_t{workload.seed} << 32](int number) {
+    return 0x9e3779b97f4a7c15ull * (seed + static_cast<uint64_t>(number) + 1);
   };
-  uint64_t state = seed(0);
+  uint64_t state = state_of(0);
   for (int i = 0; i < workload.prompt_tokens; ++i) {
-    if (i == workload.common_tokens) state = seed(stream);
+    if (i == workload.common_tokens) state = state_of(stream);
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     tokens[i] =
         kFirstOrdinary +

@@ -11,15 +11,19 @@ namespace binarymos {
 
 // `streams` clients at the same time, each one request: `prompt_tokens` random
 // token ids, of which all have the first `common_tokens` in common, exactly
-// `output_tokens` generated (EOS ignored), greedy.
+// `output_tokens` generated (EOS ignored), greedy. Workloads of different seeds
+// have no prompt in common, so that one server's prefix cache does not answer
+// the second from the first.
 struct Workload {
   int streams = 1;
   int prompt_tokens = 16;
   int common_tokens = 0;
   int output_tokens = 64;
+  uint32_t seed = 0;
 };
 
-// Prompt of client `stream`: ids in [3, vocab_size), the same in every run.
+// Prompt of client `stream`: ids in [3, vocab_size), the same in every run of
+// one seed.
 std::vector<TokenId> PromptTokens(const Workload& workload, int stream,
                                   int vocab_size);
 

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -18,14 +20,16 @@
 #include "cli/command.h"
 #include "engine/engine.h"
 #include "engine/synthesize.h"
+#include "server/logging.h"
 
 namespace binarymos {
 namespace {
 
 struct BenchOptions {
   EngineOptions engine;
-  std::string shape;   // synthesize one, if no model is given
-  std::string server;  // of `load`
+  std::string shape;             // synthesize one, if no model is given
+  std::string server;            // of `load`
+  std::optional<uint32_t> seed;  // of `load`; none: a random one
   Workload workload;
   EngineBenchOptions in_process;
   LinearBenchOptions linear;
@@ -113,36 +117,42 @@ int RunServe(BenchOptions& options) {
   if (auto status = PrepareModel(options, temporary); !status.ok()) {
     return Fail(status);
   }
-  ServeBenchOptions serve{options.engine, options.streams,
-                          options.workload.prompt_tokens,
-                          options.workload.output_tokens, options.repeats};
+  // Lines about requests would stand among the rows.
+  if (auto status = InitLogging({.level = "warn"}); !status.ok()) {
+    return Fail(status);
+  }
+  const ServeBenchOptions serve{options.engine, options.streams,
+                                options.workload, options.repeats};
   auto rows = RunServeBench(serve);
   if (!rows.ok()) return Fail(rows.status());
   std::printf("%s; medians of %d alternating runs\n",
               MachineDescription().c_str(), options.repeats);
-  std::printf("%8s %12s %12s %8s %14s %14s %12s %12s\n", "streams",
-              "engine tok/s", "serve tok/s", "ratio", "engine us/tok",
+  std::printf("%8s %8s %12s %12s %8s %14s %14s %12s %12s\n", "streams",
+              "tokens", "engine tok/s", "serve tok/s", "ratio", "engine us/tok",
               "serve us/tok", "ITL p50 ms", "ITL p99 ms");
   for (const ServeBenchRow& row : *rows) {
-    std::printf("%8d %12.1f %12.1f %7.1f%% %14.1f %14.1f %12.3f %12.3f\n",
-                row.streams, row.engine_tokens_per_second,
-                row.serve_tokens_per_second, 100 * row.ratio(),
-                1e6 * row.engine_cpu_per_token, 1e6 * row.serve_cpu_per_token,
-                1e3 * row.serve_itl_p50, 1e3 * row.serve_itl_p99);
+    std::printf("%8d %8lld %12.1f %12.1f %7.1f%% %14.1f %14.1f %12.3f %12.3f\n",
+                row.streams, static_cast<long long>(row.num_tokens),
+                row.engine_tokens_per_second, row.serve_tokens_per_second,
+                100 * row.ratio(), 1e6 * row.engine_cpu_per_token,
+                1e6 * row.serve_cpu_per_token, 1e3 * row.serve_itl_p50,
+                1e3 * row.serve_itl_p99);
   }
   return kExitOk;
 }
 
 int RunLoad(const BenchOptions& options) {
-  const auto run = RunOnServer(options.server, options.workload);
+  Workload workload = options.workload;
+  workload.seed = options.seed.value_or(std::random_device{}());
+  const auto run = RunOnServer(options.server, workload);
   if (!run.ok()) return Fail(run.status());
   if (options.json) {
     std::printf("%s\n", ToJson(*run).c_str());
     return kExitOk;
   }
-  std::printf("%d streams, %lld tokens, %.2f s: %.1f tokens/s\n",
-              options.workload.streams, static_cast<long long>(run->num_tokens),
-              run->wall_seconds, run->tokens_per_second());
+  std::printf("%d streams, %lld tokens, seed %u, %.2f s: %.1f tokens/s\n",
+              workload.streams, static_cast<long long>(run->num_tokens),
+              workload.seed, run->wall_seconds, run->tokens_per_second());
   for (const double quantile : {0.5, 0.95, 0.99}) {
     std::printf("p%.0f: TTFT %.2f ms, ITL %.3f ms\n", 100 * quantile,
                 1e3 * Quantile(run->ttft_seconds, quantile),
@@ -316,6 +326,9 @@ void AddFleetFlags(CLI::App& app, BenchOptions& options) {
 void AddWorkloadFlags(CLI::App& app, BenchOptions& options) {
   app.add_option("--prompt-tokens", options.workload.prompt_tokens)
       ->check(CLI::PositiveNumber);
+  app.add_option("--common-tokens", options.workload.common_tokens,
+                 "That all prompts begin with")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--output-tokens", options.workload.output_tokens)
       ->check(CLI::PositiveNumber);
 }
@@ -339,10 +352,6 @@ Command AddBenchCommand(CLI::App& app) {
     each->add_option("--repeats", options->repeats)->check(CLI::PositiveNumber);
   }
 
-  engine
-      ->add_option("--common-tokens", options->workload.common_tokens,
-                   "That all prompts begin with")
-      ->check(CLI::NonNegativeNumber);
   engine->add_flag("--prefix-cache,!--no-prefix-cache",
                    options->in_process.prefix_caching,
                    "Compute once what prompts have in common");
@@ -387,6 +396,9 @@ Command AddBenchCommand(CLI::App& app) {
   load->add_option("--streams", options->workload.streams)
       ->check(CLI::PositiveNumber);
   AddWorkloadFlags(*load, *options);
+  load->add_option("--seed", options->seed,
+                   "Of the prompts; one never used before, unless given, so "
+                   "that the server's prefix cache does not know them");
   load->add_flag("--json", options->json);
 
   CLI::App* scheduler = bench->add_subcommand(

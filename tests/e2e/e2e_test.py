@@ -591,7 +591,8 @@ class CommandTest(unittest.TestCase):
                    "--repeats", "1", "--output-tokens", "4",
                    timeout=60 * OPTIONS.slow)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stdout, r"\n +2 +[0-9.]+ +[0-9.]+ +[0-9.]+%")
+        # Two streams of four tokens.
+        self.assertRegex(done.stdout, r"\n +2 +8 +[0-9.]+ +[0-9.]+ +[0-9.]+%")
 
     def test_a_benchmark_of_an_unknown_kind_is_refused(self):
         done = run("bench", "linear", "--kinds", "ternary")
