@@ -1,6 +1,9 @@
 # docker build --target cpu -t binarymos .          (the default)
 # docker build --target cuda -t binarymos:cuda .
 #
+# With --build-arg GIT_COMMIT=$(git rev-parse --short=12 HEAD) the program tells
+# its commit (`binarymos version`, the first line of its log).
+#
 # The image serves the model that is mounted at /model, on all addresses of the
 # container: gRPC on 9000, metrics on 8080. It runs as user 65532, needs no
 # capability and no writable file.
@@ -14,7 +17,9 @@ WORKDIR /src
 COPY scripts/install_deps.sh scripts/
 RUN scripts/install_deps.sh --build
 COPY . .
+ARG GIT_COMMIT
 RUN cmake --preset cpu -DBINARYMOS_BUILD_TESTS=OFF \
+        -DBINARYMOS_GIT_COMMIT="${GIT_COMMIT}" \
     && cmake --build build/cpu --target binarymos \
     && strip build/cpu/bin/binarymos
 
@@ -31,9 +36,11 @@ FROM nvidia/cuda:${CUDA_VERSION}-runtime-ubuntu22.04 AS cuda-runtime
 
 FROM build-cpu AS build-cuda
 ARG CUDA_DIR
+ARG GIT_COMMIT
 COPY --from=cuda-devel ${CUDA_DIR} /usr/local/cuda
 ENV PATH=/usr/local/cuda/bin:${PATH}
 RUN cmake --preset release -DBINARYMOS_BUILD_TESTS=OFF \
+        -DBINARYMOS_GIT_COMMIT="${GIT_COMMIT}" \
     && cmake --build build/release --target binarymos \
     && strip build/release/bin/binarymos
 
