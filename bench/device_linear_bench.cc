@@ -243,7 +243,7 @@ absl::Status RunDeviceLinearBench(const LinearBenchOptions& options,
                                   Backend& backend) {
   Report report(backend, options.json);
   int ordinal = 0;
-  absl::string_view device = options.device;
+  absl::string_view device = options.backend.device;
   if (absl::ConsumePrefix(&device, "cuda:")) {
     BINARYMOS_CHECK(absl::SimpleAtoi(device, &ordinal));
   }

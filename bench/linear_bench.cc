@@ -108,8 +108,9 @@ absl::Status RegisterRead(const LinearBenchOptions& options) {
   if (!memory.ok()) return memory.status();
   std::memset(memory->data(), 1, memory->bytes());
   auto shared = std::make_shared<Buffer>(*std::move(memory));
-  auto pool = std::make_shared<ThreadPool>(
-      options.num_threads > 0 ? options.num_threads : UsableCpus());
+  auto pool = std::make_shared<ThreadPool>(options.backend.num_threads > 0
+                                               ? options.backend.num_threads
+                                               : UsableCpus());
   Configure(
       benchmark::RegisterBenchmark("memory/read",
                                    [shared, pool](benchmark::State& state) {
@@ -139,14 +140,9 @@ absl::Status RunLinearBench(const LinearBenchOptions& options) {
   for (const std::string& kind : options.kinds) {
     if (auto status = CheckLayerKind(kind); !status.ok()) return status;
   }
-  auto created = CreateBackend({.device = options.device,
-                                .num_threads = options.num_threads,
-                                .activation_bits = options.activation_bits,
-                                .cuda_clusters = options.cuda_clusters,
-                                .cuda_overlap = options.cuda_overlap,
-                                .cuda_wgmma = options.cuda_wgmma,
-                                .cuda_time_steps = true,
-                                .fast_linear = options.fast_linear});
+  BackendOptions backend_options = options.backend;
+  backend_options.cuda_time_steps = true;
+  auto created = CreateBackend(backend_options);
   if (!created.ok()) return created.status();
   const std::shared_ptr<Backend> backend = *std::move(created);
   const int max_tokens =

@@ -6,17 +6,12 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "engine/backend/backend_factory.h"
 
 namespace binarymos {
 
 struct LinearBenchOptions {
-  std::string device = "auto";  // as of `serve`
-  int num_threads = 0;          // 0: all
-  int activation_bits = 0;      // 0: the device's default
-  bool cuda_clusters = true;
-  bool cuda_overlap = true;
-  bool cuda_wgmma = false;
-  bool fast_linear = false;
+  BackendOptions backend;
   std::vector<std::string> kinds = {"binarymos"};  // onebit, float16
   std::vector<int> tokens = {1, 8, 32, 128};       // rows of a batch
   int repeats = 5;

@@ -209,27 +209,30 @@ int RunLinear(const BenchOptions& options) {
   return Exit(RunLinearBench(options.linear));
 }
 
-void AddCudaSwitches(CLI::App& app, bool& clusters, bool& overlap, bool& wgmma,
-                     bool& fast_linear) {
-  app.add_flag("--cuda-clusters,!--no-cuda-clusters", clusters,
+void AddBackendFlags(CLI::App& app, BackendOptions& backend) {
+  app.add_option("--device", backend.device, "auto, cpu, cuda[:n]");
+  app.add_option("--threads", backend.num_threads, "CPU threads; 0: all")
+      ->check(CLI::NonNegativeNumber);
+  app.add_flag("--cpu-pin", backend.cpu_pin,
+               "Each CPU thread but one keeps to one CPU");
+  app.add_option("--cpu-kernels", backend.cpu_kernels,
+                 "auto, amx, avx512, avx2, neon, portable or reference")
+      ->capture_default_str();
+  app.add_option("--activation-bits", backend.activation_bits,
+                 "8, 12, 14 or 16; 0: the device's default");
+  app.add_flag("--cuda-clusters,!--no-cuda-clusters", backend.cuda_clusters,
                "A linear of one token in one launch (CUDA)");
-  app.add_flag("--cuda-overlap,!--no-cuda-overlap", overlap,
+  app.add_flag("--cuda-overlap,!--no-cuda-overlap", backend.cuda_overlap,
                "Kernels begin before the one ahead ends (CUDA)");
-  app.add_flag("--cuda-wgmma", wgmma,
+  app.add_flag("--cuda-wgmma", backend.cuda_wgmma,
                "Linears of several rows by the instruction of a warpgroup, "
                "where the device has it (CUDA)");
-  app.add_flag("--fast-linear", fast_linear,
+  app.add_flag("--fast-linear", backend.fast_linear,
                "Linears of more than 64 rows faster and not exact (CUDA)");
 }
 
 void AddLinearFlags(CLI::App& app, LinearBenchOptions& options) {
-  app.add_option("--device", options.device, "auto, cpu, cuda[:n]");
-  app.add_option("--threads", options.num_threads, "CPU threads; 0: all")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--activation-bits", options.activation_bits,
-                 "8, 12, 14 or 16; 0: the device's default");
-  AddCudaSwitches(app, options.cuda_clusters, options.cuda_overlap,
-                  options.cuda_wgmma, options.fast_linear);
+  AddBackendFlags(app, options.backend);
   app.add_option("--kinds", options.kinds, "binarymos, onebit, float16");
   app.add_option("--tokens", options.tokens, "One row for each number")
       ->check(CLI::PositiveNumber);
@@ -241,19 +244,9 @@ void AddModelFlags(CLI::App& app, ModelBenchOptions& options) {
   app.add_option("--shape", options.shape,
                  "tiny, 1b, 7b or 13b, random weights")
       ->capture_default_str();
-  app.add_option("--device", options.backend.device, "auto, cpu, cuda[:n]");
-  app.add_option("--threads", options.backend.num_threads,
-                 "CPU threads; 0: all")
-      ->check(CLI::NonNegativeNumber);
-  app.add_flag("--cpu-pin", options.backend.cpu_pin,
-               "Each CPU thread but one keeps to one CPU");
-  app.add_option("--activation-bits", options.backend.activation_bits,
-                 "8, 12, 14 or 16; 0: the device's default");
+  AddBackendFlags(app, options.backend);
   app.add_flag("--cuda-graphs,!--no-cuda-graphs", options.backend.cuda_graphs,
                "Replay recorded steps (CUDA)");
-  AddCudaSwitches(app, options.backend.cuda_clusters,
-                  options.backend.cuda_overlap, options.backend.cuda_wgmma,
-                  options.backend.fast_linear);
   app.add_option("--kv-cache-dtype", options.kv_cache_dtype,
                  "f16, fp8_e4m3 or f32")
       ->capture_default_str();

@@ -95,7 +95,7 @@ void AddEngineFlags(CLI::App& perplexity, EngineOptions& engine) {
       ->capture_default_str();
   perplexity
       .add_option("--cpu-kernels", engine.cpu_kernels,
-                  "auto, avx512, avx2, neon, portable or reference")
+                  "auto, amx, avx512, avx2, neon, portable or reference")
       ->capture_default_str();
   perplexity
       .add_option("--activation-bits", engine.activation_bits,

@@ -21,9 +21,9 @@ void AddModelOptions(EngineOptions& engine, std::string& served_model_name,
   table.AddSwitch({group, "cpu-pin",
                    "Each CPU thread but the serving loop's keeps to one CPU"},
                   &engine.cpu_pin);
-  table.AddText(
-      {group, "cpu-kernels", "auto, avx512, avx2, neon, portable or reference"},
-      &engine.cpu_kernels);
+  table.AddText({group, "cpu-kernels",
+                 "auto, amx, avx512, avx2, neon, portable or reference"},
+                &engine.cpu_kernels);
   table.AddInt(
       {group, "activation-bits", "8, 12, 14 or 16; 0: 14 on CPU, 16 on CUDA"},
       &engine.activation_bits);

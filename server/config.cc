@@ -74,8 +74,9 @@ void CheckEngine(const EngineOptions& engine, Checker& check) {
                 absl::StrCat("'", engine.device, "'"),
                 "one of auto, cpu, cuda, cuda:<n>");
   check.Range("threads", engine.num_threads, 0, 1024);
-  check.OneOf("cpu-kernels", engine.cpu_kernels,
-              {"auto", "avx512", "avx2", "neon", "portable", "reference"});
+  check.OneOf(
+      "cpu-kernels", engine.cpu_kernels,
+      {"auto", "amx", "avx512", "avx2", "neon", "portable", "reference"});
   check.Require(
       engine.gpu_memory_utilization > 0 && engine.gpu_memory_utilization <= 1,
       "gpu-memory-utilization", engine.gpu_memory_utilization,

@@ -18,9 +18,9 @@ struct BackendOptions {
   int num_threads = 0;
   // Each CPU thread but the serving loop's keeps to one CPU.
   bool cpu_pin = false;
-  // CPU instruction set: "auto" (the best that is there), "avx512", "avx2",
-  // "neon", "portable", or "reference" (the double-precision oracle, slow).
-  // Results are the same for all but the last.
+  // CPU instruction set: "auto" (the best that is there), "amx" (with AVX-512),
+  // "avx512", "avx2", "neon", "portable", or "reference" (the double-precision
+  // oracle, slow). Results are the same for all but the last.
   std::string cpu_kernels = "auto";
   // Bits of a scaled activation inside a binary linear: 8, 12, 14 or 16.
   // 0: the device's default (CPU 14, CUDA 16).

@@ -30,11 +30,14 @@ static_assert(kBlockSize == cpu::kKvPage);
 
 // "auto" takes the first that the CPU has.
 constexpr cpu::BinaryMosPath kPaths[] = {
-    cpu::BinaryMosPath::kAvx512, cpu::BinaryMosPath::kAvx2,
-    cpu::BinaryMosPath::kNeon, cpu::BinaryMosPath::kPortable};
+    cpu::BinaryMosPath::kAmx, cpu::BinaryMosPath::kAvx512,
+    cpu::BinaryMosPath::kAvx2, cpu::BinaryMosPath::kNeon,
+    cpu::BinaryMosPath::kPortable};
 
 const char* Lacks(cpu::BinaryMosPath path) {
   switch (path) {
+    case cpu::BinaryMosPath::kAmx:
+      return "AMX (TILE and INT8, and the system's leave to use it) or AVX-512";
     case cpu::BinaryMosPath::kAvx512:
       return "AVX-512 (F, BW, VL and DQ)";
     case cpu::BinaryMosPath::kAvx2:
@@ -52,6 +55,7 @@ const cpu::CpuKernels* KernelsOf(cpu::BinaryMosPath path) {
     case cpu::BinaryMosPath::kAvx2:
       return cpu::Avx2Kernels();
     case cpu::BinaryMosPath::kAvx512:
+    case cpu::BinaryMosPath::kAmx:  // of the binary linear alone
       return cpu::Avx512Kernels();
     case cpu::BinaryMosPath::kNeon:
       return cpu::NeonKernels();
@@ -159,7 +163,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CpuBackend::Create(
   if (!path.has_value()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "cpu_kernels is \"", name,
-        "\"; it must be auto, avx512, avx2, neon, portable or reference"));
+        "\"; it must be auto, amx, avx512, avx2, neon, portable or reference"));
   }
   if (!cpu::Supports(*path)) {
     return absl::UnavailableError(absl::StrCat("cpu_kernels=", name,
@@ -187,7 +191,7 @@ CpuBackend::CpuBackend(const CpuBackendOptions& options)
 
 std::string CpuBackend::description() const {
   const int threads = pool_.num_threads();
-  return absl::StrCat("cpu (", options_.kernels->name, ", ", threads,
+  return absl::StrCat("cpu (", cpu::Name(options_.binary_mos), ", ", threads,
                       threads == 1 ? " thread" : " threads",
                       options_.threads.pin ? ", pinned)" : ")");
 }

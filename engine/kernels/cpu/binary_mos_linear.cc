@@ -88,7 +88,8 @@ const uint16_t* CopyHalves(const ConstTensorView& view, Carver& carver) {
   return copy;
 }
 
-const BinaryMosKernels& KernelsFor(BinaryMosPath path) {
+const BinaryMosKernels& KernelsFor(BinaryMosPath path,
+                                   const BinaryMosTile& tile) {
   BINARYMOS_CHECK(Supports(path)) << Name(path);
   switch (path) {
 #if defined(__x86_64__)
@@ -96,6 +97,10 @@ const BinaryMosKernels& KernelsFor(BinaryMosPath path) {
       return Avx2BinaryMosKernels();
     case BinaryMosPath::kAvx512:
       return Avx512BinaryMosKernels();
+    case BinaryMosPath::kAmx:
+      return tile.tokens >= kAmxMinTokens && tile.qmax <= kAmxMaxQuantized
+                 ? AmxBinaryMosKernels()
+                 : Avx512BinaryMosKernels();
 #elif defined(__aarch64__)
     case BinaryMosPath::kNeon:
       return NeonBinaryMosKernels();
@@ -167,6 +172,8 @@ const char* Name(BinaryMosPath path) {
       return "avx2";
     case BinaryMosPath::kAvx512:
       return "avx512";
+    case BinaryMosPath::kAmx:
+      return "amx";
     case BinaryMosPath::kNeon:
       return "neon";
   }
@@ -181,6 +188,8 @@ bool Supports(BinaryMosPath path) {
       return SupportsAvx2();
     case BinaryMosPath::kAvx512:
       return SupportsAvx512();
+    case BinaryMosPath::kAmx:
+      return SupportsAmx();
     case BinaryMosPath::kNeon:
 #if defined(__aarch64__)
       return true;
@@ -253,7 +262,6 @@ void RunBinaryMos(const PackedBinaryMos& linear, const BinaryMosCall& call,
   BINARYMOS_CHECK_GE(
       workspace.bytes(),
       TileBytes(std::min<int64_t>(call.rows, kTileTokens), layer.num_slices));
-  const BinaryMosKernels& kernels = KernelsFor(call.path);
   for (int64_t row = 0; row < call.rows; row += kTileTokens) {
     BinaryMosTile tile;
     Carver carver(workspace.data());
@@ -263,7 +271,7 @@ void RunBinaryMos(const PackedBinaryMos& linear, const BinaryMosCall& call,
     tile.y = call.y + row * layer.out_features;
     tile.accumulate = call.accumulate;
     tile.qmax = static_cast<float>((1 << (bits - 1)) - 1);
-    RunTile(layer, kernels, tile, call.gate_sums, pool);
+    RunTile(layer, KernelsFor(call.path, tile), tile, call.gate_sums, pool);
   }
 }
 

@@ -17,7 +17,8 @@
 //
 // How: four weights index a table of the 16 sums that their signs can give; one
 // byte shuffle looks up 32 output rows at once (binary_mos_linear_kernels.h).
-// About one bit per weight is read per 32 tokens.
+// AMX multiplies bytes; a token alone and 16 activation bits are left to
+// AVX-512. About one bit per weight is read per 32 tokens.
 #pragma once
 
 #include <cstddef>
@@ -33,9 +34,10 @@
 namespace binarymos::cpu {
 
 // Instruction set. All give the same bits.
-enum class BinaryMosPath { kPortable, kAvx2, kAvx512, kNeon };
+enum class BinaryMosPath { kPortable, kAvx2, kAvx512, kAmx, kNeon };
 
-const char* Name(BinaryMosPath path);  // "portable", "avx2", "avx512", "neon"
+// "portable", "avx2", "avx512", "amx", "neon"
+const char* Name(BinaryMosPath path);
 // Whether `path` was built in and this CPU can run it.
 bool Supports(BinaryMosPath path);
 

@@ -83,7 +83,7 @@ struct Avx2Vector {
   }
 };
 
-struct Avx2Core : Avx2Tables, SliceLookUp<Avx2Vector> {};
+using Avx2Core = LookUpCore<Avx2Tables, SliceLookUp<Avx2Vector>>;
 
 }  // namespace
 

@@ -1,10 +1,6 @@
 // Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq and the flags of
 // AVX2; see lanes16.h for what that forbids.
 //
-// UNTESTED on a CPU: none with AVX-512 was at hand. With every instruction
-// emulated in C++ the results are those of the portable path; the speed is not
-// known.
-//
 // A block's 64 rows are one vector. Look-ups among 64 bytes (VBMI) would want
 // groups of six inputs, which slices of 256 do not divide into. Counting bits
 // (VPOPCNTDQ) takes a plane for each of 14 bits: 42 instructions for 512
@@ -91,7 +87,7 @@ struct Avx512Vector {
   }
 };
 
-struct Avx512Core : Avx2Tables, SliceLookUp<Avx512Vector> {};
+using Avx512Core = LookUpCore<Avx2Tables, SliceLookUp<Avx512Vector>>;
 
 }  // namespace
 

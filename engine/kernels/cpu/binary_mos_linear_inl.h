@@ -7,14 +7,12 @@
 //   // qmax, because inverse = qmax / max |u| is off by half an ulp only.
 //   static void Quantize(const float u[kSliceInputs], float inverse,
 //                        int16_t q[kSliceInputs]);
-//   // neg[i], abs[i]: sum of max(-q, 0) and of |q| over group i.
-//   static void GroupSums(const int16_t q[kSliceInputs],
-//                         int32_t neg[kSliceGroups],
-//                         int32_t abs[kSliceGroups]);
-//   // The table of a slice, neg as above.
-//   static void BuildTable(const int16_t q[kSliceInputs],
-//                          const int32_t neg[kSliceGroups], int digits,
-//                          uint8_t table[kTableBytes]);
+//   // Bytes of a slice of a token in the form that AddSlice() reads: at most
+//   // kTableBytes.
+//   static constexpr int kTokenBytes;
+//   // That form of q, and of `slice` all but the scale.
+//   static void Encode(const int16_t q[kSliceInputs], BinaryMosSlice& slice,
+//                      uint8_t token[kTokenBytes]);
 //   // sums[t][row] = fma(S, scale, sums[t][row]) for one slice of `tokens`
 //   // tokens and the rows of `blocks` blocks.
 //   static void AddSlice(const uint8_t* sign, int blocks,
@@ -163,27 +161,9 @@ BinaryMosSlice PrepareSlice(const float u[kSliceInputs], float max, float qmax,
   if (max < 0x1p-100f) return {.scale = 0.0f};
   if (max != max) return {.scale = max};
   Core::Quantize(u, qmax / max, q);
-
-  alignas(64) int32_t neg[kSliceGroups];
-  alignas(64) int32_t abs[kSliceGroups];
-  Core::GroupSums(q, neg, abs);
-  int32_t sum_abs = 0;
-  int32_t max_group = 0;
-  int32_t max_pair = 0;
-  for (int i = 0; i < kSliceGroups; i += 2) {
-    const int32_t pair = abs[i] + abs[i + 1];
-    sum_abs += pair;
-    max_pair = pair > max_pair ? pair : max_pair;
-    max_group = abs[i] > max_group ? abs[i] : max_group;
-    max_group = abs[i + 1] > max_group ? abs[i + 1] : max_group;
-  }
-  constexpr int32_t kTwoDigits = 256 << kTwoLowBits;
-  const int digits = max_group < kTwoDigits ? 2 : 3;
-  Core::BuildTable(q, neg, digits, table);
-  return {.scale = max / qmax,
-          .sum_abs = sum_abs,
-          .digits = digits,
-          .wide = max_pair >= kTwoDigits};
+  BinaryMosSlice slice{.scale = max / qmax};
+  Core::Encode(q, slice, table);
+  return slice;
 }
 
 // Tokens [first, first + kTokens), which share the conversion of the scales.
@@ -209,7 +189,7 @@ void PrepareTokens(const BinaryMosLayer& layer, const BinaryMosTile& tile,
     for (int t = 0; t < kTokens; ++t) {
       const int64_t i = s * tile.tokens + first + t;
       tile.slices[i] = PrepareSlice<Core>(u[t], max[t], tile.qmax,
-                                          tile.tables + i * kTableBytes);
+                                          tile.tables + i * Core::kTokenBytes);
     }
   }
 }
@@ -224,19 +204,28 @@ void Prepare(const BinaryMosLayer& layer, const BinaryMosTile& tile,
   }
 }
 
-// Output scale, bias and the store, for the rows [row, row + 16).
+// Output scale, bias and the store: the rows [row, row + 16) of all tokens,
+// whose sums are `stride` apart.
 inline void StoreRows(const BinaryMosLayer& layer, const BinaryMosTile& tile,
-                      int64_t token, int64_t row, const float* sums) {
+                      int64_t row, const float* sums, int64_t stride) {
   const int64_t out = layer.out_features;
-  float* y = tile.y + token * out;
-  Lanes16 scale;
-  MixScale<false, 1>(tile.gates + token, layer.num_experts, layer.out_scale,
-                     row, out, &scale);
-  Lanes16 value = layer.bias == nullptr
-                      ? Mul(Load(sums), scale)
-                      : Fma(Load(sums), scale, LoadAt(layer.bias, row, out));
-  if (tile.accumulate) value = Add(LoadAt(y, row, out), value);
-  StoreAt(value, y, row, out);
+  const int experts = layer.num_experts;
+  Lanes16 scales[kMaxBinaryMosExperts];
+  for (int e = 0; e < experts; ++e) {
+    scales[e] = LoadAt(layer.out_scale + e * out, row, out);
+  }
+  for (int64_t t = 0; t < tile.tokens; ++t, sums += stride) {
+    Lanes16 scale = Zero();
+    for (int e = 0; e < experts; ++e) {
+      scale = Fma(Set1(tile.gates[t][e]), scales[e], scale);
+    }
+    Lanes16 value = layer.bias == nullptr
+                        ? Mul(Load(sums), scale)
+                        : Fma(Load(sums), scale, LoadAt(layer.bias, row, out));
+    float* y = tile.y + t * out;
+    if (tile.accumulate) value = Add(LoadAt(y, row, out), value);
+    StoreAt(value, y, row, out);
+  }
 }
 
 template <typename Core>
@@ -267,8 +256,8 @@ void Multiply(const BinaryMosLayer& layer, const BinaryMosTile& tile,
     for (int64_t s = first; s < last; ++s) {
       for (int i = 0; i < strips; ++i) {
         Core::AddSlice(sign[i], blocks[i], tile.slices + s * tile.tokens,
-                       tile.tables + s * tile.tokens * kTableBytes, tile.tokens,
-                       sums[i]);
+                       tile.tables + s * tile.tokens * Core::kTokenBytes,
+                       tile.tokens, sums[i]);
         sign[i] += blocks[i] * kBlockBytes;
       }
     }
@@ -284,11 +273,9 @@ void Multiply(const BinaryMosLayer& layer, const BinaryMosTile& tile,
 
   for (int i = 0; i < strips; ++i) {
     const int64_t first_row = (begin + i) * kStripRows;
-    for (int64_t t = 0; t < tile.tokens; ++t) {
-      for (int r = 0; r < kStripRows; r += kLanes) {
-        if (first_row + r >= layer.out_features) break;
-        StoreRows(layer, tile, t, first_row + r, totals[i][t] + r);
-      }
+    for (int r = 0; r < kStripRows; r += kLanes) {
+      if (first_row + r >= layer.out_features) break;
+      StoreRows(layer, tile, first_row + r, totals[i][0] + r, kStripRows);
     }
   }
 }

@@ -10,6 +10,8 @@
 // save the last of two digits in a wide slice. A slice's sum is 2 * sum of t -
 // sum of |q|: exact, so digits, tiles and the order of adding do not matter.
 //
+// AMX multiplies signs as bytes instead (binary_mos_linear_amx.cc).
+//
 // Signs. Rows are padded to blocks of 64; two blocks are a strip (the last
 // strip may have one). In memory:
 //   [strip][slice of 256 inputs][block][pair, 32 of them][row position, 64]
@@ -40,10 +42,15 @@ inline constexpr int kTableBytes = kSliceGroups * kMaxDigits * 16;
 inline constexpr int kTileTokens = 32;
 // Strips that share one pass over the tables.
 inline constexpr int kTaskStrips = 4;
+// What two signed bytes hold.
+inline constexpr int kAmxMaxQuantized = 127 * 256 + 127;
+// A single token is faster by look-ups: signs are not worth expanding for it.
+inline constexpr int kAmxMinTokens = 2;
 
 // One slice of one token, its table aside.
 struct BinaryMosSlice {
-  float scale = 0.0f;   // m / qmax; 0: nothing to add; NaN: not finite
+  float scale = 0.0f;  // m / qmax; 0: nothing to add; NaN: not finite
+  // By look-ups:
   int32_t sum_abs = 0;  // of q
   int32_t digits = 0;   // 2 or 3; 0: no table
   bool wide = false;    // a pair's sum of |q| takes more than 15 bits
@@ -58,7 +65,8 @@ struct BinaryMosTile {
   float qmax;
   float (*gates)[kMaxBinaryMosExperts];  // [tokens]
   BinaryMosSlice* slices;                // [num_slices, tokens]
-  uint8_t* tables;                       // [num_slices, tokens, kTableBytes]
+  uint8_t* tables;  // [num_slices, tokens, kTokenBytes of the core], with room
+                    // for kTableBytes
 };
 
 struct BinaryMosKernels {
@@ -77,6 +85,8 @@ struct BinaryMosKernels {
 const BinaryMosKernels& PortableBinaryMosKernels();
 const BinaryMosKernels& Avx2BinaryMosKernels();    // on x86-64 only
 const BinaryMosKernels& Avx512BinaryMosKernels();  // on x86-64 only
-const BinaryMosKernels& NeonBinaryMosKernels();    // on AArch64 only
+// On x86-64 only. Not for every tile: see KernelsFor() in binary_mos_linear.cc.
+const BinaryMosKernels& AmxBinaryMosKernels();
+const BinaryMosKernels& NeonBinaryMosKernels();  // on AArch64 only
 
 }  // namespace binarymos::cpu

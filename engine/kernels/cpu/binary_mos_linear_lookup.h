@@ -1,5 +1,6 @@
-// AddSlice() of a `Core` (binary_mos_linear_inl.h) by byte shuffles, written
-// once for every instruction set that has them. Included by their .cc files.
+// A `Core` (binary_mos_linear_inl.h) by look-ups, and its AddSlice() by byte
+// shuffles, written once for every instruction set that has them. Included by
+// their .cc files.
 //
 // `Vector` has the instructions:
 //   using Bytes;                        // kRows bytes, or half as many words
@@ -33,6 +34,34 @@
 #include "engine/kernels/cpu/binary_mos_linear_kernels.h"
 
 namespace binarymos::cpu {
+
+// From `Tables` (binary_mos_linear_tables.h) and `LookUp`, which has
+// AddSlice().
+template <typename Tables, typename LookUp>
+struct LookUpCore : Tables, LookUp {
+  static constexpr int kTokenBytes = kTableBytes;
+
+  static void Encode(const int16_t q[kSliceInputs], BinaryMosSlice& slice,
+                     uint8_t token[kTokenBytes]) {
+    alignas(64) int32_t neg[kSliceGroups];
+    alignas(64) int32_t abs[kSliceGroups];
+    Tables::GroupSums(q, neg, abs);
+    int32_t max_group = 0;
+    int32_t max_pair = 0;
+    slice.sum_abs = 0;
+    for (int i = 0; i < kSliceGroups; i += 2) {
+      const int32_t pair = abs[i] + abs[i + 1];
+      slice.sum_abs += pair;
+      max_pair = pair > max_pair ? pair : max_pair;
+      max_group = abs[i] > max_group ? abs[i] : max_group;
+      max_group = abs[i + 1] > max_group ? abs[i + 1] : max_group;
+    }
+    constexpr int32_t kTwoDigits = 256 << kTwoLowBits;
+    slice.digits = max_group < kTwoDigits ? 2 : 3;
+    slice.wide = max_pair >= kTwoDigits;
+    Tables::BuildTable(q, neg, slice.digits, token);
+  }
+};
 
 template <typename Vector>
 struct SliceLookUp {

@@ -69,7 +69,7 @@ struct NeonVector {
   }
 };
 
-struct NeonCore : Tables, SliceLookUp<NeonVector> {};
+using NeonCore = LookUpCore<Tables, SliceLookUp<NeonVector>>;
 
 }  // namespace
 

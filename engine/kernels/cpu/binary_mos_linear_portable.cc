@@ -1,10 +1,11 @@
 #include "engine/kernels/cpu/binary_mos_linear_inl.h"
+#include "engine/kernels/cpu/binary_mos_linear_lookup.h"
 #include "engine/kernels/cpu/binary_mos_linear_tables.h"
 
 namespace binarymos::cpu {
 namespace {
 
-struct PortableCore : Tables {
+struct PortableLookUp {
   static void AddSlice(const uint8_t* sign, int blocks,
                        const BinaryMosSlice* slices, const uint8_t* tables,
                        int64_t tokens, float (*sums)[kStripRows]) {
@@ -33,7 +34,7 @@ struct PortableCore : Tables {
           t[half][nibble] = 0;
           for (int d = 0; d < slice.digits; ++d) {
             t[half][nibble] += table[16 * d + nibble]
-                               << (d * LowBits(slice.digits));
+                               << (d * Tables::LowBits(slice.digits));
           }
         }
       }
@@ -47,6 +48,8 @@ struct PortableCore : Tables {
     }
   }
 };
+
+using PortableCore = LookUpCore<Tables, PortableLookUp>;
 
 }  // namespace
 

@@ -1,5 +1,10 @@
-// The part of a `Core` (binary_mos_linear_inl.h) that prepares a token, for any
-// CPU.
+// The tables of a core by look-ups (LookUpCore in binary_mos_linear_lookup.h),
+// for any CPU:
+//   Quantize()                          // of a `Core`
+//   // neg[i], abs[i]: sum of max(-q, 0) and of |q| over group i.
+//   GroupSums(q, neg, abs)
+//   // The table of a slice, neg as above.
+//   BuildTable(q, neg, digits, table)
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The part of a `Core` (binary_mos_linear_inl.h) that prepares a token, for
-// AVX2 and what includes it. Included by the .cc files compiled for those.
+// The same as binary_mos_linear_tables.h for AVX2 and what includes it.
+// Included by the .cc files compiled for those.
 #pragma once
 
 #include <immintrin.h>

@@ -2,9 +2,24 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace binarymos::cpu {
+namespace {
+
+#if defined(__x86_64__)
+// Registers of 8 KiB per thread, which Linux saves for those that asked:
+// Documentation/arch/x86/xstate.rst.
+bool MayUseTiles() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILE_DATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
+
+}  // namespace
 
 bool SupportsAvx2() {
 #if defined(__x86_64__)
@@ -25,6 +40,22 @@ bool SupportsAvx512() {
          __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq");
+#else
+  return false;
+#endif
+}
+
+bool SupportsAmx() {
+#if defined(__x86_64__)
+  static const bool supported = [] {
+    constexpr unsigned kTile = 1u << 24;
+    constexpr unsigned kInt8 = 1u << 25;
+    unsigned eax, ebx, ecx, edx;
+    return SupportsAvx512() &&
+           __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 &&
+           (edx & kTile) != 0 && (edx & kInt8) != 0 && MayUseTiles();
+  }();
+  return supported;
 #else
   return false;
 #endif

@@ -11,4 +11,8 @@ bool SupportsAvx2();
 // -mavx512vl -mavx512dq runs here.
 bool SupportsAvx512();
 
+// Whether code compiled with those and -mamx-tile -mamx-int8 runs here. The
+// first call asks the operating system to let this process use the tiles.
+bool SupportsAmx();
+
 }  // namespace binarymos::cpu

@@ -1,5 +1,4 @@
-// Compiled with the flags of AVX-512. Untested on a CPU, see
-// binary_mos_linear_avx512.cc.
+// Compiled with the flags of AVX-512.
 #include "engine/kernels/cpu/cpu_kernel_table.h"
 
 static_assert(BINARYMOS_CPU_AVX2, "compile this file with its own flags");

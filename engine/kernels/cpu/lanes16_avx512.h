@@ -1,5 +1,4 @@
 // Lanes16 of lanes16.h, which alone includes this: one AVX-512 register.
-// Untested on a CPU, see binary_mos_linear_avx512.cc.
 #pragma once
 
 #include <immintrin.h>

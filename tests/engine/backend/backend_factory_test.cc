@@ -107,7 +107,9 @@ TEST(BackendFactoryTest, TheCpuDescribesItsBestKernels) {
   const auto backend = CreateBackend({.device = "cpu", .num_threads = 1});
   ASSERT_TRUE(backend.ok()) << backend.status();
   const char* expected = "cpu (portable, 1 thread)";
-  if (cpu::Supports(cpu::BinaryMosPath::kAvx512)) {
+  if (cpu::Supports(cpu::BinaryMosPath::kAmx)) {
+    expected = "cpu (amx, 1 thread)";
+  } else if (cpu::Supports(cpu::BinaryMosPath::kAvx512)) {
     expected = "cpu (avx512, 1 thread)";
   } else if (cpu::Supports(cpu::BinaryMosPath::kAvx2)) {
     expected = "cpu (avx2, 1 thread)";
@@ -120,7 +122,8 @@ TEST(BackendFactoryTest, TheCpuDescribesItsBestKernels) {
 TEST(BackendFactoryTest, KernelsAreUnavailableWhereTheyCannotRun) {
   for (const cpu::BinaryMosPath path :
        {cpu::BinaryMosPath::kPortable, cpu::BinaryMosPath::kAvx2,
-        cpu::BinaryMosPath::kAvx512, cpu::BinaryMosPath::kNeon}) {
+        cpu::BinaryMosPath::kAvx512, cpu::BinaryMosPath::kAmx,
+        cpu::BinaryMosPath::kNeon}) {
     const std::string name = cpu::Name(path);
     SCOPED_TRACE(name);
     const auto backend = CreateBackend({.device = "cpu", .cpu_kernels = name});

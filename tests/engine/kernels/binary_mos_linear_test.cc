@@ -119,6 +119,7 @@ INSTANTIATE_TEST_SUITE_P(Paths, BinaryMosLinearTest,
                          testing::Values(BinaryMosPath::kPortable,
                                          BinaryMosPath::kAvx2,
                                          BinaryMosPath::kAvx512,
+                                         BinaryMosPath::kAmx,
                                          BinaryMosPath::kNeon),
                          [](const auto& test_info) {
                            return std::string(cpu::Name(test_info.param));
