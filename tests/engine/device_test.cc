@@ -59,11 +59,16 @@ INSTANTIATE_TEST_SUITE_P(Methods, DeviceTest,
                          [](const auto& test) { return test.param; });
 
 // Row by row the relative error, which leaves the greedy token wherever the
-// largest logit leads by twice the bound. What differs by a rounding can take
-// an input of a later layer over a boundary of its 16 bits, 2^-15 of the
-// largest, for few of them.
+// largest logit leads by twice the bound. What differs by a rounding can take a
+// number over a boundary, which is more than a rounding: an input of a later
+// layer one of its 16 bits, 2^-15 of the largest; an element of a key or value
+// a bit of its half, up to 2^-10 of itself. A row of attention's output has 64
+// elements here, so such a value is 2^-13 of its norm where one position has
+// all the weight, and such keys, further layers and several at a time make it
+// more: eight times as much. (With tensor cores emulated that add in 26 bits
+// and cut, as Hopper's are known to, these tests see up to 0.24 of the bound.)
 void ExpectNear(const Logits& actual, const Logits& expected, int vocab) {
-  constexpr double kBound = 0x1p-12;
+  constexpr double kBound = 0x1p-10;
   ASSERT_EQ(actual.size(), expected.size());
   for (size_t begin = 0; begin < expected.size(); begin += vocab) {
     double error = 0, norm = 0;
