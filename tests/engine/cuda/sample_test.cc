@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <random>
 #include <span>
 #include <vector>
@@ -38,15 +39,29 @@ struct TestRow {
   std::vector<float> logits;
 };
 
-// A Sampler on either side, told the same.
-class CudaSampleTest : public testing::TestWithParam<EmulatedOrder> {
+// A Sampler on either side, told the same. Without an order: on a real device.
+class CudaSampleTest
+    : public testing::TestWithParam<std::optional<EmulatedOrder>> {
  protected:
+  void SetUp() override {
+    if (GetParam().has_value()) return;
+    if (const auto cuda = CreateCudaBackend({}); !cuda.ok()) {
+      GTEST_SKIP() << cuda.status().message();
+    }
+  }
+
   void Create(int vocab, int max_num_seqs) {
     vocab_ = vocab;
     max_num_seqs_ = max_num_seqs;
-    device_.order = GetParam();
-    backend_ = std::make_unique<CudaBackend>(
-        std::make_unique<EmulatedDriver>(&device_), CudaBackendOptions{});
+    if (GetParam().has_value()) {
+      device_.order = *GetParam();
+      backend_ = std::make_unique<CudaBackend>(
+          std::make_unique<EmulatedDriver>(&device_), CudaBackendOptions{});
+    } else {
+      auto cuda = CreateCudaBackend({});
+      ASSERT_TRUE(cuda.ok()) << cuda.status();
+      backend_ = *std::move(cuda);
+    }
     ASSERT_TRUE(sampler().Reserve(max_num_seqs, max_num_seqs, vocab).ok());
     host_ = std::make_unique<Sampler>(vocab, max_num_seqs);
     active_.assign(max_num_seqs, 0);
@@ -137,16 +152,18 @@ class CudaSampleTest : public testing::TestWithParam<EmulatedOrder> {
   int vocab_ = 0;
   int max_num_seqs_ = 0;
   std::vector<uint8_t> active_;
-  std::unique_ptr<CudaBackend> backend_;
+  std::unique_ptr<Backend> backend_;
   std::unique_ptr<Sampler> host_;
   SamplerScratch scratch_;
 };
 
-INSTANTIATE_TEST_SUITE_P(Orders, CudaSampleTest,
+INSTANTIATE_TEST_SUITE_P(Devices, CudaSampleTest,
                          testing::Values(EmulatedOrder::kAscending,
-                                         EmulatedOrder::kDescending),
+                                         EmulatedOrder::kDescending,
+                                         std::nullopt),
                          [](const auto& test) {
-                           return test.param == EmulatedOrder::kAscending
+                           if (!test.param.has_value()) return "OnDevice";
+                           return *test.param == EmulatedOrder::kAscending
                                       ? "Ascending"
                                       : "Descending";
                          });
