@@ -127,7 +127,7 @@ class Fleet {
     for (int i = 0; i < options_.num_requests; ++i) {
       time += FromSeconds(interval(random));
       auto request = std::make_shared<Request>();
-      request->id = static_cast<RequestId>(i + 1);
+      request->id = static_cast<RequestId>(i) + 1;
       request->arrival = time;
       const int num_own = std::clamp(static_cast<int>(prompt(random)), 1,
                                      std::max(1, limit / 2));

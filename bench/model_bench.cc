@@ -419,8 +419,9 @@ absl::Status RunAttentionBench(const ModelBenchOptions& options) {
       return absl::OkStatus();
     }
     auto row = AttentionRow(**synthetic, sequences, length, count);
-    if (row.ok()) report->Add(*std::move(row));
-    return row.status();
+    if (!row.ok()) return row.status();
+    report->Add(*std::move(row));
+    return absl::OkStatus();
   };
   for (const int length : options.contexts) {
     for (const int count : options.batches) {

@@ -56,6 +56,7 @@ absl::StatusOr<std::vector<RunResult>> RunSide(const ServeBenchOptions& options,
                                                bool serve) {
   absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Load(options.engine);
   if (!engine.ok()) return engine.status();
+  Engine& in_process = **engine;
   std::unique_ptr<Server> server;
   if (serve) {
     ServerConfig config;
@@ -73,7 +74,7 @@ absl::StatusOr<std::vector<RunResult>> RunSide(const ServeBenchOptions& options,
     workload.seed = static_cast<uint32_t>(streams);  // rows share no prompt
     absl::StatusOr<RunResult> result = serve
                                            ? RunThroughServer(*server, workload)
-                                           : RunOnEngine(**engine, workload);
+                                           : RunOnEngine(in_process, workload);
     if (!result.ok()) return result.status();
     results.push_back(*std::move(result));
   }

@@ -152,7 +152,7 @@ class TextFormatter : public spdlog::formatter {
   void format(const spdlog::details::log_msg& message,
               spdlog::memory_buf_t& out) override {
     prefix_.format(message, out);
-    message.color_range_start = prefix_width_start_;
+    message.color_range_start = kLevelColumn;
     message.color_range_end = out.size();
     std::string line = " ";
     for (const char c : View(message.payload)) {
@@ -176,7 +176,7 @@ class TextFormatter : public spdlog::formatter {
   }
 
  private:
-  static constexpr size_t prefix_width_start_ = 24;  // after date and time
+  static constexpr size_t kLevelColumn = 24;  // after date and time
 
   spdlog::pattern_formatter prefix_{"%Y-%m-%d %H:%M:%S.%e %-5l",
                                     spdlog::pattern_time_type::local, ""};
