@@ -13,6 +13,7 @@
 //   // That form of q, and of `slice` all but the scale.
 //   static void Encode(const int16_t q[kSliceInputs], BinaryMosSlice& slice,
 //                      uint8_t token[kTokenBytes]);
+//   // For Multiply() alone, in whose place AMX has a loop of its own:
 //   // sums[t][row] = fma(S, scale, sums[t][row]) for one slice of `tokens`
 //   // tokens and the rows of `blocks` blocks.
 //   static void AddSlice(const uint8_t* sign, int blocks,
