@@ -174,7 +174,9 @@ class GenerateStreamReactor final
       if (too_slow) generation.Cancel(status_of_reader_);
       next = Advance();
     }
-    Do(next);
+    // With nothing to do: the write in flight may have ended since, and this
+    // object with it.
+    if (next != Next::kNothing) Do(next);
   }
 
   void OnWriteDone(bool ok) override {
@@ -188,7 +190,7 @@ class GenerateStreamReactor final
       }
       next = Advance();
     }
-    Do(next);
+    if (next != Next::kNothing) Do(next);
   }
 
   void OnCancel() override {
@@ -251,9 +253,8 @@ class GenerateStreamReactor final
     return Next::kNothing;
   }
 
-  // After kFinish and kWriteAndFinish this object may be gone.
+  // REQUIRES: not kNothing. Afterwards this object may be gone.
   void Do(Next next) {
-    if (next == Next::kNothing) return;
     absl::Status status;
     {
       MutexLock lock(mutex_);
