@@ -29,7 +29,6 @@ constexpr int kSteps = kSliceInputs / kTileRowBytes;  // tiles along a slice
 constexpr int kPairsPerStep = kSlicePairs / kSteps;
 constexpr int kDigits = 2;
 constexpr int kTileTokensOfA = kTileRows / kDigits;
-constexpr int kTokenBytes = kDigits * kSliceInputs;  // [digit][input]
 
 // Half the rows of a block, two tiles of B, are multiplied side by side.
 constexpr int kHalves = 2;
@@ -97,7 +96,7 @@ class TileSession {
 
 // The part of a `Core` that prepares a token.
 struct AmxCore {
-  static constexpr int kTokenBytes = cpu::kTokenBytes;
+  static constexpr int kTokenBytes = kDigits * kSliceInputs;  // [digit][input]
 
   static void Quantize(const float u[kSliceInputs], float inverse,
                        int16_t q[kSliceInputs]) {
@@ -323,8 +322,8 @@ void MultiplyByTiles(const BinaryMosLayer& layer, const BinaryMosTile& tile,
   int turn = 0;  // of the products
   // A tile of tokens by half a block; expands for the other half.
   const auto multiply = [&](int64_t slice, int half, int64_t i) {
-    const uint8_t* a =
-        tile.tables + (slice * tile.tokens + tiles.begin(i)) * kTokenBytes;
+    const int64_t token = slice * tile.tokens + tiles.begin(i);
+    const uint8_t* a = tile.tables + token * AmxCore::kTokenBytes;
     const int pairs = tiles.pairs(i);
     if (half == 0) {
       MultiplyTiles<1>(a, expanded[0], pairs, work, pending, products[turn]);
